@@ -1,0 +1,3 @@
+//! Firmware of a park sensor node.
+
+#![no_std]

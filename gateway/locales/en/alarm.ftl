@@ -1,0 +1,5 @@
+# Texts of built-in alarms.
+alarm-communication = Device { $device } does not answer
+alarm-stale = Point { $point } sends nothing
+alarm-rule = Alarm { $rule } at { $point }
+alarm-test = Test alarm from { $gateway }

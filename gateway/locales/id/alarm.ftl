@@ -1,0 +1,5 @@
+# Teks alarm bawaan.
+alarm-communication = Perangkat { $device } tidak menjawab
+alarm-stale = Titik { $point } tidak mengirim data
+alarm-rule = Alarm { $rule } pada { $point }
+alarm-test = Alarm uji dari { $gateway }

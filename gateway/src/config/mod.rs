@@ -1,0 +1,408 @@
+//! The configuration, checked: holding a [`Config`] is the proof that it is complete and consistent.
+//!
+//! `read` turns TOML into these types and reports every problem at once with `file:line:column`; nothing else in the
+//! program looks at TOML. Durations are as written, sizes are bytes.
+
+pub mod language;
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+pub use self::language::Language;
+use crate::{
+    alarm::rule::Rule,
+    reading::{PointId, Segment, Value},
+};
+
+/// Everything an operator decided.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Who this gateway is.
+    pub gateway: Gateway,
+    /// Where records go.
+    pub command_center: CommandCenter,
+    /// Where they wait.
+    pub outbox: Outbox,
+    /// Local page, API, metrics.
+    pub http: Http,
+    /// The Modbus buses, each with its devices.
+    pub modbus: Vec<Bus>,
+    /// The MQTT inputs.
+    pub mqtt: Vec<MqttInput>,
+    /// Every rule, the built-in ones (`communication`, `stale`) included.
+    pub rules: Vec<Rule>,
+    /// How readings are reported.
+    pub telemetry: Telemetry,
+    /// CRC-32 over the files, in hexadecimal: `status.config`.
+    pub fingerprint: String,
+}
+
+/// Who this gateway is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gateway {
+    /// Part of every topic; unique in the city.
+    pub id: Segment,
+    /// The place; several gateways may share it. Defaults to the id.
+    pub site: String,
+    /// For people. Defaults to the id.
+    pub name: String,
+    /// IANA zone, for schedules and texts only. Defaults to `Asia/Jakarta`.
+    pub timezone: String,
+    /// Where it hangs.
+    pub location: Option<Location>,
+    /// Language of texts.
+    pub language: Language,
+}
+
+/// Where the gateway hangs.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Location {
+    /// Degrees north, WGS 84.
+    pub lat: f64,
+    /// Degrees east, WGS 84.
+    pub lon: f64,
+    /// Street address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// Nearest gate or landmark: what the 112 operator asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub landmark: Option<String>,
+}
+
+/// MQTT version on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MqttVersion {
+    /// MQTT 5: sees refusals.
+    V5,
+    /// MQTT 3.1.1.
+    V311,
+}
+
+/// The address of a broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokerUrl {
+    /// Name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+impl std::fmt::Display for BrokerUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "mqtt://{}:{}", self.host, self.port)
+    }
+}
+
+/// User name and password for a broker.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Login {
+    /// MQTT user name.
+    pub username: String,
+    /// The password as read from its file, without the line's end.
+    pub password: Option<String>,
+}
+
+impl std::fmt::Debug for Login {
+    /// Never shows the password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Login").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+/// Which confirmation lets a record leave the outbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeliveredWhen {
+    /// PUBACK of success; "no matching subscribers" (0x10) keeps the record. MQTT 5 only.
+    Subscriber,
+    /// Any PUBACK of success.
+    Puback,
+    /// The command center's `receipt`.
+    Receipt,
+}
+
+/// The uplink.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CommandCenter {
+    /// Brokers in order; at least one.
+    pub urls: Vec<BrokerUrl>,
+    /// MQTT version.
+    pub version: MqttVersion,
+    /// Which confirmation counts.
+    pub delivered_when: DeliveredWhen,
+    /// Login, if the broker wants one.
+    pub login: Option<Login>,
+    /// MQTT keep alive; at least 5 s.
+    pub keep_alive: Duration,
+    /// First part of every topic, without slashes at its ends.
+    pub topic_prefix: String,
+    /// Hold deliveries, never critical ones, while the center says it is offline, at most 15 minutes.
+    pub hold_when_center_offline: bool,
+}
+
+/// Where records wait.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outbox {
+    /// Folder of the store.
+    pub path: PathBuf,
+}
+
+/// What the gateway serves.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Http {
+    /// Page and API; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Metrics and health also here.
+    pub metrics_listen: Option<SocketAddr>,
+}
+
+/// One Modbus bus: one wire, one owner.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bus {
+    /// Its name.
+    pub name: Segment,
+    /// Where it is.
+    pub link: Link,
+    /// How long a device may take to answer one request.
+    pub timeout: Duration,
+    /// Who is on it.
+    pub devices: Vec<Device>,
+}
+
+/// How a bus is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Link {
+    /// Modbus TCP.
+    Tcp {
+        /// Name or address.
+        host: String,
+        /// TCP port, 502 unless given.
+        port: u16,
+    },
+}
+
+/// One unit on a bus.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Device {
+    /// Its name: the first segment of its points.
+    pub name: Segment,
+    /// Modbus unit identifier, 1 to 247 (255 and 0 on TCP).
+    pub unit: u8,
+    /// Time between two polls.
+    pub poll: Duration,
+    /// Missed polls after which `{device}/communication` is raised.
+    pub missed_polls: u32,
+    /// Its points; at least one.
+    pub points: Vec<Point>,
+}
+
+/// Which of the four Modbus tables (Modbus Application Protocol 1.1b3 §4.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Table {
+    /// Read-write bits, function 1.
+    Coil,
+    /// Read-only bits, function 2.
+    Discrete,
+    /// Read-write 16-bit words, function 3.
+    Holding,
+    /// Read-only 16-bit words, function 4.
+    Input,
+}
+
+/// How a value lies in registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Type {
+    /// One bit: a coil, a discrete input, or `bit` of a register (without `bit`: register ≠ 0).
+    Bool,
+    /// Unsigned 16 bit.
+    U16,
+    /// Signed 16 bit.
+    I16,
+    /// Unsigned 32 bit, two registers.
+    U32,
+    /// Signed 32 bit.
+    I32,
+    /// Unsigned 64 bit, four registers.
+    U64,
+    /// Signed 64 bit.
+    I64,
+    /// IEEE 754 single.
+    F32,
+    /// IEEE 754 double.
+    F64,
+    /// `len` bytes of text, two a register, padded with NUL or space.
+    Text {
+        /// Registers it takes, 1 to 125.
+        registers: u16,
+    },
+}
+
+impl Type {
+    /// How many registers (or bits) it takes.
+    #[must_use]
+    pub const fn width(self) -> u16 {
+        match self {
+            Self::Bool | Self::U16 | Self::I16 => 1,
+            Self::U32 | Self::I32 | Self::F32 => 2,
+            Self::U64 | Self::I64 | Self::F64 => 4,
+            Self::Text { registers } => registers,
+        }
+    }
+}
+
+/// Byte order of a value of several registers, written as the order of the bytes a (high) to d (low) on the wire; for
+/// 64 bit the same rule over eight bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Big-endian words, big-endian bytes.
+    Abcd,
+    /// Low word first.
+    Cdab,
+    /// Big-endian words, bytes swapped.
+    Badc,
+    /// Little-endian throughout.
+    Dcba,
+}
+
+/// One point of a Modbus device.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Point {
+    /// Its full name.
+    pub id: PointId,
+    /// Which table.
+    pub table: Table,
+    /// First address, 0-based as on the wire.
+    pub address: u16,
+    /// How it lies there.
+    pub type_: Type,
+    /// Byte order.
+    pub order: Order,
+    /// Which bit of a register is meant, 0 the lowest.
+    pub bit: Option<u8>,
+    /// Multiplies the raw number.
+    pub scale: f64,
+    /// Is added after scaling.
+    pub offset: f64,
+    /// Rounds the scaled number to so many decimals.
+    pub decimals: Option<u8>,
+    /// Unit for people.
+    pub unit: Option<Arc<str>>,
+    /// Raw numbers that mean "no value".
+    pub invalid: Vec<f64>,
+    /// Lowest and highest plausible value, after scaling.
+    pub range: Option<(f64, f64)>,
+    /// How it is reported as telemetry.
+    pub report: Report,
+}
+
+/// An MQTT input.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MqttInput {
+    /// Its name.
+    pub name: Segment,
+    /// A broker to subscribe at, or an address to listen on.
+    pub endpoint: Endpoint,
+    /// What to take; at least one.
+    pub subscriptions: Vec<Subscription>,
+}
+
+/// Where MQTT messages come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// The gateway is a client of this broker.
+    Broker {
+        /// Where.
+        url: BrokerUrl,
+        /// MQTT version.
+        version: MqttVersion,
+        /// Login.
+        login: Option<Login>,
+        /// MQTT keep alive.
+        keep_alive: Duration,
+    },
+    /// Devices publish straight to the gateway.
+    Listen {
+        /// Address to bind.
+        address: SocketAddr,
+        /// Login every client must give; none only on loopback.
+        login: Option<Login>,
+    },
+}
+
+/// One subscription: which messages, and how they become readings.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Subscription {
+    /// The topic with `{captures}`, split at `/`; the MQTT filter has `+` for each capture.
+    pub topic: Vec<TopicLevel>,
+    /// The point's name, made of captures and fixed text.
+    pub point: PointTemplate,
+    /// JSON pointer (RFC 6901) to the value; empty is the payload itself.
+    pub value: String,
+    /// JSON pointer to the device's time.
+    pub time: Option<String>,
+    /// Text or number in the payload (as text) to value.
+    pub values: Vec<(String, Value)>,
+    /// Silence after which the point becomes bad.
+    pub stale: Option<Duration>,
+    /// Unit for people.
+    pub unit: Option<Arc<str>>,
+    /// How it is reported as telemetry.
+    pub report: Report,
+}
+
+impl Subscription {
+    /// The MQTT topic filter.
+    #[must_use]
+    pub fn filter(&self) -> String {
+        let levels: Vec<&str> = self
+            .topic
+            .iter()
+            .map(|level| match level {
+                TopicLevel::Exactly(text) => text.as_str(),
+                TopicLevel::Capture(_) => "+",
+            })
+            .collect();
+        levels.join("/")
+    }
+}
+
+/// One level of a subscription's topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TopicLevel {
+    /// This text.
+    Exactly(String),
+    /// Anything; its slug becomes the named capture.
+    Capture(String),
+}
+
+/// The name of a point with captures to fill in: one entry a segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PointTemplate(pub Vec<TemplateSegment>);
+
+/// One segment of a [`PointTemplate`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TemplateSegment {
+    /// This name.
+    Exactly(Segment),
+    /// What the topic's capture of this name holds, as a slug.
+    Capture(String),
+}
+
+/// How a point's readings become telemetry.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Report {
+    /// The latest value once an interval.
+    Interval,
+    /// Every change by more than `deadband` is a reading, sent within 1 s.
+    Change {
+        /// Smallest change that counts, in the point's unit; 0 counts every one.
+        deadband: f64,
+    },
+    /// Never.
+    Off,
+}
+
+/// Telemetry as a whole.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Telemetry {
+    /// Time between two interval reports.
+    pub interval: Duration,
+}

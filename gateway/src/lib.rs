@@ -1,0 +1,26 @@
+//! Gardu, the alarm gateway of a public place.
+//!
+//! ```text
+//! sources ──Reading──> pipeline (alarm engine) ──commit──> store ──> uplink ──> command center
+//! modbus, mqtt             ^ one owner task       sled, synced   QoS 1, window      │
+//!                          └───────────────────── commands (ack, reset …) ──────────┘
+//! ```
+//!
+//! Reading order: `reading` and `clock` (the nouns), `alarm` (what is an alarm), `record` (what is delivered),
+//! `source` → `pipeline` → `store` → `uplink` (the way of a reading), `daemon` (the wiring).
+//!
+//! What must never happen: a PUBACK or a send before its record is on stable storage; a wrong value shown as good;
+//! a lost record that is not declared; a queue without a bound.
+
+pub mod alarm;
+pub mod clock;
+pub mod command;
+pub mod config;
+pub mod metrics;
+pub mod pipeline;
+pub mod reading;
+pub mod record;
+pub mod store;
+pub mod supervise;
+pub mod text;
+pub mod wire;

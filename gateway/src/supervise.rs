@@ -1,0 +1,228 @@
+//! Named tasks: the only place that spawns. A task that ends or panics before shutdown stops the daemon with its name;
+//! systemd starts it again, and state is durable, so a restart is cheap.
+//!
+//! Every stage marks its progress on a [`Beat`]; the watchdog speaks to systemd only while each stage makes some.
+//! Progress never depends on the network or the field being well.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+
+/// How a task ended.
+pub type TaskResult = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+/// Tells everyone that it is time to stop.
+pub type Shutdown = CancellationToken;
+
+/// A stage's pulse: when it last made progress.
+#[derive(Debug, Clone)]
+pub struct Beat {
+    clock: Clock,
+    last_mono_ms: Arc<AtomicU64>,
+}
+
+impl Beat {
+    /// The stage is alive and has just done a step (or waited in vain for one).
+    pub fn mark(&self) {
+        self.last_mono_ms.store(self.clock.now().mono_ms, Ordering::Relaxed);
+    }
+}
+
+/// How often every stage must mark its beat even when nothing happens.
+pub const BEAT_EVERY: Duration = Duration::from_secs(5);
+
+/// Every stage's pulse.
+#[derive(Debug, Clone)]
+pub struct Pulse {
+    clock: Clock,
+    stages: Arc<Mutex<Vec<(&'static str, Beat)>>>,
+}
+
+impl Pulse {
+    /// No stages yet.
+    #[must_use]
+    pub fn new(clock: Clock) -> Self {
+        Self { clock, stages: Arc::default() }
+    }
+
+    /// A new stage, counted as alive from now.
+    #[must_use]
+    pub fn stage(&self, name: &'static str) -> Beat {
+        let beat = Beat { clock: self.clock.clone(), last_mono_ms: Arc::default() };
+        beat.mark();
+        self.stages.lock().expect("no panic while stages are listed").push((name, beat.clone()));
+        beat
+    }
+
+    /// How long each stage has made no progress.
+    #[must_use]
+    pub fn idle(&self) -> Vec<(&'static str, Duration)> {
+        let now_ms = self.clock.now().mono_ms;
+        let stages = self.stages.lock().expect("no panic while stages are listed");
+        let idle = |beat: &Beat| now_ms.saturating_sub(beat.last_mono_ms.load(Ordering::Relaxed));
+        stages.iter().map(|(name, beat)| (*name, Duration::from_millis(idle(beat)))).collect()
+    }
+}
+
+/// The first task that ended before it should.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// It returned an error.
+    #[error("{task}: {reason}")]
+    Failed {
+        /// Its name.
+        task: &'static str,
+        /// What it said.
+        reason: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It returned although nobody asked it to.
+    #[error("{task}: ended unexpectedly")]
+    Ended {
+        /// Its name.
+        task: &'static str,
+    },
+    /// It panicked: a bug.
+    #[error("{task}: panicked: {reason}")]
+    Panicked {
+        /// Its name.
+        task: &'static str,
+        /// The panic's message.
+        reason: JoinError,
+    },
+    /// It did not stop within the drain's bound.
+    #[error("{tasks}: did not stop within {bound:?}")]
+    Stuck {
+        /// Their names.
+        tasks: String,
+        /// The bound.
+        bound: Duration,
+    },
+}
+
+/// Runs named tasks and stops them all when one fails.
+#[derive(Debug)]
+pub struct Supervisor {
+    tasks: JoinSet<(&'static str, Result<TaskResult, JoinError>)>,
+    running: Vec<&'static str>,
+    shutdown: Shutdown,
+}
+
+impl Supervisor {
+    /// Nothing runs yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { tasks: JoinSet::new(), running: Vec::new(), shutdown: Shutdown::new() }
+    }
+
+    /// The signal every task must heed.
+    #[must_use]
+    pub fn shutdown(&self) -> Shutdown {
+        self.shutdown.clone()
+    }
+
+    /// Starts a task.
+    #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
+    pub fn task(&mut self, name: &'static str, work: impl Future<Output = TaskResult> + Send + 'static) {
+        self.running.push(name);
+        let work = tokio::spawn(work);
+        self.tasks.spawn(async move { (name, work.await) });
+    }
+
+    /// Starts a thread for work that blocks.
+    #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
+    pub fn thread(&mut self, name: &'static str, work: impl FnOnce() -> TaskResult + Send + 'static) {
+        self.running.push(name);
+        let work = tokio::task::spawn_blocking(work);
+        self.tasks.spawn(async move { (name, work.await) });
+    }
+
+    /// Waits until `stop` resolves or a task ends, then lets the others drain, at most `drain_max`.
+    ///
+    /// Returns the first failure, if any.
+    pub async fn run(mut self, stop: impl Future<Output = ()>, drain_max: Duration) -> Result<(), Failure> {
+        let mut first = None;
+        tokio::pin!(stop);
+        tokio::select! {
+            () = &mut stop => {}
+            Some(ended) = self.tasks.join_next() => first = Some(self.judge(ended, false)),
+        }
+        self.shutdown.cancel();
+        let drained = tokio::time::timeout(drain_max, async {
+            while let Some(ended) = self.tasks.join_next().await {
+                let verdict = self.judge(ended, true);
+                if verdict.is_err() && first.as_ref().is_none_or(Result::is_ok) {
+                    first = Some(verdict);
+                }
+            }
+        });
+        if drained.await.is_err() && first.as_ref().is_none_or(Result::is_ok) {
+            first = Some(Err(Failure::Stuck { tasks: self.running.join(", "), bound: drain_max }));
+        }
+        first.unwrap_or(Ok(()))
+    }
+
+    fn judge(
+        &mut self,
+        ended: Result<(&'static str, Result<TaskResult, JoinError>), JoinError>,
+        may_end: bool,
+    ) -> Result<(), Failure> {
+        let (task, result) = ended.expect("the wrapper neither panics nor is aborted");
+        if let Some(i) = self.running.iter().position(|name| *name == task) {
+            self.running.swap_remove(i);
+        }
+        match result {
+            Err(reason) => Err(Failure::Panicked { task, reason }),
+            Ok(Err(reason)) => Err(Failure::Failed { task, reason }),
+            Ok(Ok(())) if may_end => Ok(()),
+            Ok(Ok(())) => Err(Failure::Ended { task }),
+        }
+    }
+}
+
+impl Default for Supervisor {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A few short-lived tasks inside one stage (connections of a listener); they end with the stage that owns them.
+#[derive(Debug, Default)]
+pub struct Children(JoinSet<()>);
+
+impl Children {
+    /// Starts one.
+    #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
+    pub fn spawn(&mut self, work: impl Future<Output = ()> + Send + 'static) {
+        self.0.spawn(work);
+    }
+
+    /// How many run.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether none runs.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Waits for the next one to end; true if it panicked. Never resolves while none runs.
+    pub async fn next_ended(&mut self) -> bool {
+        match self.0.join_next().await {
+            Some(ended) => ended.is_err_and(|e| e.is_panic()),
+            None => std::future::pending().await,
+        }
+    }
+}
