@@ -22,5 +22,6 @@ pub mod reading;
 pub mod record;
 pub mod store;
 pub mod supervise;
+pub mod telemetry;
 pub mod text;
 pub mod wire;

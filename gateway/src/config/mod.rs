@@ -4,6 +4,7 @@
 //! program looks at TOML. Durations are as written, sizes are bytes.
 
 pub mod language;
+pub mod points;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
