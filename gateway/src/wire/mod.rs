@@ -8,6 +8,8 @@
 //! Silence is judged here: rumqttc's MQTT 5 loop can hang in a write for ever, so a connection on which nothing arrives
 //! for 1.5 keep alives is down, whatever rumqttc thinks of it.
 
+#[cfg(test)]
+mod tests;
 mod v4;
 mod v5;
 
@@ -388,7 +390,7 @@ impl Wire {
     /// size) is refused here with [`Verdict::Invalid`] and never sent.
     #[must_use]
     pub fn publish(&mut self, token: Token, publish: Publish) -> bool {
-        if self.state != Phase::Up || self.unconfirmed() >= self.window {
+        if !self.has_room() {
             return false;
         }
         let refused = if publish.topic.is_empty() || publish.topic.contains(['+', '#', '\0']) {
@@ -411,6 +413,12 @@ impl Wire {
         taken
     }
 
+    /// Whether [`Wire::publish`] would take one now.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.state == Phase::Up && self.unconfirmed() < self.window
+    }
+
     /// How many publishes wait for their verdict.
     #[must_use]
     pub fn unconfirmed(&self) -> usize {
@@ -424,6 +432,16 @@ impl Wire {
             && match &self.client {
                 Client::V4(client) => v4::subscribe(client, filters),
                 Client::V5(client) => v5::subscribe(client, filters),
+            }
+    }
+
+    /// Ends one subscription; false if the wire is not up. Its acknowledgement is not reported.
+    #[must_use]
+    pub fn unsubscribe(&mut self, filter: &str) -> bool {
+        self.state == Phase::Up
+            && match &self.client {
+                Client::V4(client) => v4::unsubscribe(client, filter),
+                Client::V5(client) => v5::unsubscribe(client, filter),
             }
     }
 

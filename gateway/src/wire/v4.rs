@@ -117,6 +117,10 @@ pub(super) fn subscribe(client: &AsyncClient, filters: &[String]) -> bool {
     client.try_subscribe_many(filters).is_ok()
 }
 
+pub(super) fn unsubscribe(client: &AsyncClient, filter: &str) -> bool {
+    client.try_unsubscribe(filter).is_ok()
+}
+
 pub(super) fn acknowledge(client: &AsyncClient, packet_id: u16) -> bool {
     let mut publish = rumqttc::Publish::new("", QoS::AtLeastOnce, Vec::new());
     publish.pkid = packet_id;

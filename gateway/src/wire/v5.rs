@@ -213,8 +213,12 @@ pub(super) fn subscribe(client: &AsyncClient, filters: &[String]) -> bool {
     client.try_subscribe_many(filters.iter().map(|filter| Filter::new(filter.clone(), QoS::AtLeastOnce))).is_ok()
 }
 
+pub(super) fn unsubscribe(client: &AsyncClient, filter: &str) -> bool {
+    client.try_unsubscribe(filter).is_ok()
+}
+
 pub(super) fn acknowledge(client: &AsyncClient, packet_id: u16) -> bool {
-    let mut publish = rumqttc::v5::mqttbytes::v5::Publish::new("", QoS::AtLeastOnce, Bytes::new(), None);
+    let mut publish = mqttbytes::v5::Publish::new("", QoS::AtLeastOnce, Bytes::new(), None);
     publish.pkid = packet_id;
     client.try_ack(&publish).is_ok()
 }
