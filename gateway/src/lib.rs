@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod pipeline;
 pub mod reading;
 pub mod record;
+pub mod source;
 pub mod store;
 pub mod supervise;
 pub mod telemetry;
