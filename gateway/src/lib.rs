@@ -13,6 +13,7 @@
 //! a lost record that is not declared; a queue without a bound.
 
 pub mod alarm;
+pub mod backoff;
 pub mod clock;
 pub mod command;
 pub mod config;
@@ -20,6 +21,7 @@ pub mod metrics;
 pub mod pipeline;
 pub mod reading;
 pub mod record;
+pub mod source;
 pub mod store;
 pub mod supervise;
 pub mod text;

@@ -1,0 +1,3 @@
+//! Readings come in: one task a source, each the only owner of its wire.
+
+pub mod mqtt;
