@@ -3,3 +3,4 @@
 //! A source never gives up and never fails because the field is in trouble: trouble is a reading of bad quality.
 
 pub mod modbus;
+pub mod mqtt;
