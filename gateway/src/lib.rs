@@ -17,6 +17,7 @@ pub mod clock;
 pub mod command;
 pub mod config;
 pub mod metrics;
+pub mod notify;
 pub mod pipeline;
 pub mod reading;
 pub mod record;
