@@ -21,6 +21,7 @@ pub mod notify;
 pub mod pipeline;
 pub mod reading;
 pub mod record;
+pub mod status;
 pub mod store;
 pub mod supervise;
 pub mod text;
