@@ -16,6 +16,7 @@ pub mod alarm;
 pub mod clock;
 pub mod command;
 pub mod config;
+pub mod http;
 pub mod metrics;
 pub mod notify;
 pub mod pipeline;
