@@ -18,6 +18,7 @@ pub mod clock;
 pub mod command;
 pub mod config;
 pub mod http;
+pub mod log;
 pub mod metrics;
 pub mod notify;
 pub mod pipeline;
