@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 
 use crate::{
     alarm::{Severity, Texts},
+    cli::exit,
     config::Language,
     reading::Reason,
     record::Lane,
@@ -49,12 +50,12 @@ pub enum StatusError {
 }
 
 impl StatusError {
-    /// The exit code (sysexits.h): EX_UNAVAILABLE, EX_PROTOCOL.
+    /// The exit code.
     #[must_use]
     pub const fn exit_code(&self) -> u8 {
         match self {
-            Self::NotRunning { .. } => 69,
-            Self::NotAGateway { .. } => 76,
+            Self::NotRunning { .. } => exit::UNAVAILABLE,
+            Self::NotAGateway { .. } => exit::PROTOCOL,
         }
     }
 

@@ -33,6 +33,8 @@ pub struct Recovered {
     pub epoch: Epoch,
     /// Set when the epoch is new: the pipeline records `stream.started` as its first record.
     pub started: Option<Started>,
+    /// Whether it ever replaced another epoch of this store.
+    pub epoch_replaced: bool,
     /// The number the next record of each lane gets.
     pub next: Next,
     /// Every alarm state kept, quiet and removed ones included.
