@@ -41,6 +41,9 @@ impl Beat {
 /// How often every stage must mark its beat even when nothing happens.
 pub const BEAT_EVERY: Duration = Duration::from_secs(5);
 
+/// A stage without progress for this long is stuck: three beats, so that one long sync on a slow card is no alarm.
+pub const STALLED_AFTER: Duration = Duration::from_secs(15);
+
 /// Every stage's pulse.
 #[derive(Debug, Clone)]
 pub struct Pulse {
@@ -71,6 +74,12 @@ impl Pulse {
         let stages = self.stages.lock().expect("no panic while stages are listed");
         let idle = |beat: &Beat| now_ms.saturating_sub(beat.last_mono_ms.load(Ordering::Relaxed));
         stages.iter().map(|(name, beat)| (*name, Duration::from_millis(idle(beat)))).collect()
+    }
+
+    /// The stage that has been stuck longest, if any is: what the watchdog and `/healthz` judge by.
+    #[must_use]
+    pub fn stalled(&self) -> Option<(&'static str, Duration)> {
+        self.idle().into_iter().filter(|(_, idle)| *idle >= STALLED_AFTER).max_by_key(|(_, idle)| *idle)
     }
 }
 
