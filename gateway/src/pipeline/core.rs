@@ -61,7 +61,14 @@ pub struct Step {
 impl Core {
     /// Takes up what the store held. The first step carries what the restart itself changed.
     #[must_use]
-    pub fn new(recovered: Recovered, rules: Vec<Rule>, points: Points, interval_ms: u64, boot: BootId, now: Now) -> (Self, Step) {
+    pub fn new(
+        recovered: Recovered,
+        rules: Vec<Rule>,
+        points: Points,
+        interval_ms: u64,
+        boot: BootId,
+        now: Now,
+    ) -> (Self, Step) {
         let units = points.clone();
         let units = move |point: &PointId| units.about(point).unit;
         let (engine, facts) = Engine::new(rules, units, recovered.alarms, recovered.counts, now);
@@ -87,8 +94,6 @@ impl Core {
     /// Takes what arrived, and what is due.
     pub fn apply(&mut self, inputs: Vec<Input>, now: Now) -> Step {
         let mut step = Step::default();
-        let facts = self.engine.tick(now);
-        self.note(&mut step, facts, now);
         for input in inputs {
             match input {
                 Input::Readings(readings) => {
@@ -105,6 +110,7 @@ impl Core {
                     waiting.push(durable);
                 }
                 Input::Command { request, session: _, answer } => {
+                    self.tick(&mut step, now);
                     let said = self.command(&mut step, &request, now);
                     step.answers.push((answer, said));
                 }
@@ -114,6 +120,7 @@ impl Core {
                 }
             }
         }
+        self.tick(&mut step, now);
         self.finish(&mut step, now);
         step
     }
@@ -138,8 +145,14 @@ impl Core {
         self.engine.alarms()
     }
 
+    /// Serves delays. Readings come first: one that waited here may have ended a condition before its delay was over.
+    fn tick(&mut self, step: &mut Step, now: Now) {
+        let facts = self.engine.tick(now);
+        self.note(step, facts, now);
+    }
+
     fn reading(&mut self, step: &mut Step, reading: &Reading, now: Now) -> Effect {
-        let facts = self.engine.reading(reading, now);
+        let facts = self.engine.reading(reading);
         self.note(step, facts, now);
         let effect = self.telemetry.reading(reading, now);
         step.points_refused += u64::from(effect == Effect::TooMany);
@@ -242,7 +255,7 @@ impl Core {
                 self.engine.acknowledge(alarm, *occurrence, by, request.comment.clone(), now)?
             }
             Action::Reset { alarm } => self.engine.reset(alarm, by, request.comment.clone(), now)?,
-            Action::Test { severity } => self.engine.test(*severity, by, now),
+            Action::Test { severity } => self.engine.test(*severity, text::both("alarm-test", &[]), by, now),
             Action::Alarms { cursor } => return Ok(Some(self.page(cursor.as_ref()))),
             Action::Read { point } => return self.read(point).map(Some),
         };
@@ -272,8 +285,9 @@ impl Core {
 }
 
 fn listed(state: &AlarmState) -> serde_json::Value {
-    let Transition { alarm, occurrence, state, active, acknowledged, latched, severity, value, unit, quality, at, .. } =
-        &state.last;
+    let Transition {
+        alarm, occurrence, state, active, acknowledged, latched, severity, value, unit, quality, at, ..
+    } = &state.last;
     json!({
         "alarm": alarm, "occurrence": occurrence, "state": state, "active": active, "acknowledged": acknowledged,
         "latched": latched, "severity": severity, "value": value, "unit": unit, "quality": quality,
