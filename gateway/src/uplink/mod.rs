@@ -4,5 +4,8 @@
 //! all three are pure. `session` owns the connection.
 
 pub mod commands;
-pub mod delivery;
+//pub mod delivery;
 pub mod message;
+
+/// Below `reply/`: where a connection's own marker travels, so that all retained messages before it have been read.
+const READBACK: &str = "readback";
