@@ -4,7 +4,7 @@
 //! all three are pure. `session` owns the connection.
 
 pub mod commands;
-//pub mod delivery;
+pub mod delivery;
 pub mod message;
 
 /// Below `reply/`: where a connection's own marker travels, so that all retained messages before it have been read.
