@@ -13,7 +13,6 @@
 //! a lost record that is not declared; a queue without a bound.
 
 pub mod alarm;
-pub mod backoff;
 pub mod clock;
 pub mod command;
 pub mod config;

@@ -15,8 +15,8 @@ use super::{
     json::PAYLOAD_LEN_MAX,
 };
 use crate::{
-    backoff::Backoff,
-    clock::Clock,
+    backoff::{Backoff, Jitter, Pace},
+    clock::{Clock, Now},
     config::{BrokerUrl, Login, MqttVersion},
     pipeline::Input,
     reading::Segment,
@@ -28,9 +28,6 @@ use crate::{
 const SESSION_EXPIRY: Duration = Duration::from_hours(24);
 /// The broker is on the same board or the same street; more only delays the next attempt.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// From half a second, for a broker that only restarts, to half a minute: it is local and costs no mobile data.
-const BACKOFF_MIN: Duration = Duration::from_millis(500);
-const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// A DISCONNECT takes one packet.
 const DISCONNECT_MAX: Duration = Duration::from_secs(1);
 /// Far above the payloads we take, so that a too large message is refused, counted and acknowledged like any other.
@@ -106,11 +103,12 @@ impl ClientTask {
 
     /// Runs until shutdown.
     pub async fn run(mut self) -> TaskResult {
-        let mut backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
+        let mut backoff = Backoff::default();
         let mut session = Session::Kept;
         let (mut attempts, mut strikes) = (0_u32, 0);
         loop {
-            let down = match self.connection(session, &mut backoff, &mut attempts).await {
+            let mut up_since = None;
+            let down = match self.connection(session, &mut up_since, &mut attempts).await {
                 End::Stopping => return Ok(()),
                 End::Discarded => {
                     (session, strikes) = (Session::Kept, 0);
@@ -118,7 +116,6 @@ impl ClientTask {
                 }
                 End::Down(down) => down,
             };
-            backoff.lost(self.clock.now());
             strikes = if matches!(down, Down::Protocol(_)) { strikes + 1 } else { 0 };
             if strikes == STRIKES_MAX {
                 session = Session::Discarded;
@@ -128,14 +125,16 @@ impl ClientTask {
             if attempts == 1 {
                 tracing::warn!(input = %self.input, broker = %self.settings.url, reason = down.word(), "{down}; trying again");
             }
-            if self.pause(backoff.next()).await == Handed::Stopping {
+            let pace = if matches!(down, Down::LoginRefused | Down::TakenOver) { Pace::Slow } else { Pace::Normal };
+            let up_for = up_since.map_or(Duration::ZERO, |since| self.clock.now().since(since));
+            if self.pause(backoff.after(up_for, pace, Jitter::random())).await == Handed::Stopping {
                 return Ok(());
             }
         }
     }
 
     /// One connection, from CONNECT to its end.
-    async fn connection(&mut self, session: Session, backoff: &mut Backoff, attempts: &mut u32) -> End {
+    async fn connection(&mut self, session: Session, up_since: &mut Option<Now>, attempts: &mut u32) -> End {
         let expiry = if session == Session::Kept { SESSION_EXPIRY } else { Duration::ZERO };
         let mut wire = Wire::connect(&Settings { session_expiry: expiry, ..self.settings.clone() });
         let mut uncommitted: FuturesOrdered<Acknowledgement> = FuturesOrdered::new();
@@ -156,7 +155,7 @@ impl ClientTask {
                         return End::Discarded;
                     }
                     Event::Up(_) => {
-                        backoff.connected(self.clock.now());
+                        *up_since = Some(self.clock.now());
                         tracing::info!(input = %self.input, broker = %self.settings.url, attempts = *attempts, "connected");
                         *attempts = 0;
                         // Also when the broker kept our session: the configuration may have changed since.

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use super::{End, Event, Listener, Rejected, codec::Grant};
 use crate::{
-    backoff::Backoff,
+    backoff::{Backoff, Jitter, Pace},
     clock::Clock,
     config::Login,
     pipeline::Input,
@@ -14,10 +14,6 @@ use crate::{
     },
     supervise::TaskResult,
 };
-
-/// An address that is not ours yet (no link at boot) or still held by another program is tried again.
-const BIND_PAUSE_MIN: Duration = Duration::from_millis(500);
-const BIND_PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// One `[[mqtt]]` with `listen`.
 #[derive(Debug)]
@@ -38,7 +34,7 @@ impl ListenTask {
 
     /// Runs until shutdown.
     pub async fn run(mut self) -> TaskResult {
-        let mut backoff = Backoff::new(BIND_PAUSE_MIN, BIND_PAUSE_MAX);
+        let mut backoff = Backoff::default();
         let shutdown = self.outlet.shutdown.clone();
         loop {
             self.outlet.beat.mark();
@@ -52,10 +48,12 @@ impl ListenTask {
                     self.intake.complain("listen", &why, self.clock.now());
                 }
             }
+            // An address that is not ours yet (no link at boot), or another program's, may become ours.
+            let pause = backoff.after(Duration::ZERO, Pace::Normal, Jitter::random());
             // Silence is told by the points' own alarms once the listener is up; there is nothing to hear before.
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
-                () = tokio::time::sleep(backoff.next()) => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }
