@@ -13,6 +13,7 @@
 //! a lost record that is not declared; a queue without a bound.
 
 pub mod alarm;
+pub mod backoff;
 pub mod clock;
 pub mod command;
 pub mod config;
@@ -24,4 +25,5 @@ pub mod source;
 pub mod store;
 pub mod supervise;
 pub mod text;
+pub mod uplink;
 pub mod wire;

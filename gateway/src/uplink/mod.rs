@@ -1,0 +1,8 @@
+//! Records go out: to the command center's broker, QoS 1, in a window, until each is confirmed (DESIGN.md §5).
+//!
+//! `message` says how things look on the wire, `commands` reads what comes back, `delivery` decides what is sent next:
+//! all three are pure. `session` owns the connection.
+
+pub mod commands;
+pub mod delivery;
+pub mod message;
