@@ -108,7 +108,7 @@ impl Device {
     }
 
     pub(super) async fn connect(address: SocketAddr, version: MqttVersion, id: &str, will: Option<&str>) -> Self {
-        let mut device = Self::dial(address, version).await;
+        let mut device = Self::dial(address).await;
         device.send(&connect(version, id, 60, will, None)).await;
         let connack = device.packet().await;
         assert_eq!([connack[0], connack[2], connack[3]], [0x20, 0, 0], "{version:?}");
