@@ -5,7 +5,7 @@ use tokio::sync::oneshot;
 use crate::{
     command::{Answer, Request},
     reading::Reading,
-    record::LastKnown,
+    record::{Epoch, Lane, LastKnown, Refused},
 };
 
 /// How many inputs may wait for the pipeline. Full means the store is slower than the field: sources then wait, which
@@ -32,6 +32,19 @@ pub enum Input {
         session: u64,
         /// Where the answer goes.
         answer: oneshot::Sender<Answer>,
+    },
+    /// The broker refuses a record for good: it is to be declared lost (`stream.lost`, reason `refused`).
+    Refused {
+        /// Its lane.
+        lane: Lane,
+        /// Its epoch.
+        epoch: Epoch,
+        /// Its number.
+        sequence: u64,
+        /// What it was.
+        refused: Refused,
+        /// Sent when the declaration is on stable storage; the uplink then confirms the record to the store.
+        durable: oneshot::Sender<()>,
     },
     /// The command center's retained status shows higher numbers of our epoch: the store was rolled back.
     RolledBack {

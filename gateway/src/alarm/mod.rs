@@ -18,6 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use crate::{
     clock::Now,
     reading::{Evidence, PointId, Quality, Reason, Segment, Value, is_segment},
+    record::Epoch,
 };
 
 /// The name of an alarm: the point's, `/`, the rule's; or `{device}/communication`.
@@ -222,6 +223,9 @@ pub struct Transition {
 pub struct AlarmState {
     /// Whether its rule stood in the configuration when this was written. A removed alarm keeps its state 30 days.
     pub configured: bool,
+    /// The record that told of the last transition: epoch and sequence in lane a. None before it was numbered.
+    #[serde(default)]
+    pub id: Option<(Epoch, u64)>,
     /// The last transition: state, occurrence, active, acknowledged, latched are those after it.
     pub last: Transition,
 }

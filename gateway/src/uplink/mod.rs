@@ -6,3 +6,6 @@
 pub mod commands;
 pub mod delivery;
 pub mod message;
+
+/// Below `reply/`: where a connection's own marker travels, so that all retained messages before it have been read.
+const READBACK: &str = "readback";

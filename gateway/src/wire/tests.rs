@@ -245,8 +245,7 @@ async fn the_end_of_a_connection_has_a_name() {
 
 #[tokio::test]
 async fn a_refused_login_differs_from_a_missing_broker() {
-    for (version, connack) in
-        [(MqttVersion::V5, &[0x20, 3, 0, 0x86, 0][..]), (MqttVersion::V311, &[0x20, 2, 0, 5][..])]
+    for (version, connack) in [(MqttVersion::V5, &[0x20, 3, 0, 0x86, 0][..]), (MqttVersion::V311, &[0x20, 2, 0, 5][..])]
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let mut wire = Wire::connect(&settings(listener.local_addr().expect("bound").port(), version));
