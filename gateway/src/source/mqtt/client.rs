@@ -116,17 +116,17 @@ impl ClientTask {
                 }
                 End::Down(down) => down,
             };
-            let up_for = up_since.map_or(Duration::ZERO, |since| self.clock.now().since(since));
             strikes = if matches!(down, Down::Protocol(_)) { strikes + 1 } else { 0 };
             if strikes == STRIKES_MAX {
                 session = Session::Discarded;
                 tracing::error!(input = %self.input, "{down}, again and again: what the broker kept for us is discarded");
             }
-            let pace = if down == Down::LoginRefused { Pace::Slow } else { Pace::Normal };
             attempts += 1;
             if attempts == 1 {
                 tracing::warn!(input = %self.input, broker = %self.settings.url, reason = down.word(), "{down}; trying again");
             }
+            let pace = if matches!(down, Down::LoginRefused | Down::TakenOver) { Pace::Slow } else { Pace::Normal };
+            let up_for = up_since.map_or(Duration::ZERO, |since| self.clock.now().since(since));
             if self.pause(backoff.after(up_for, pace, Jitter::random())).await == Handed::Stopping {
                 return Ok(());
             }
