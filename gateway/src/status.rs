@@ -321,7 +321,7 @@ impl StatusBoard {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let now = self.clock.now();
-        let stage = |(name, idle): (&'static str, Duration)| Stage { name: name.into(), idle_ms: millis(idle) };
+        let stage = |(name, idle): (Arc<str>, Duration)| Stage { name: name.as_ref().into(), idle_ms: millis(idle) };
         let parts = self.parts();
         Snapshot {
             gateway: parts.about.clone(),

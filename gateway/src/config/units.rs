@@ -6,7 +6,7 @@ use std::{net::Ipv6Addr, time::Duration};
 const UNITS_MS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
 /// Parses `500ms`, `5s`, `10m`, `2h`, `7d`.
-pub(super) fn duration(text: &str) -> Option<Duration> {
+pub fn duration(text: &str) -> Option<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(digits);
     let unit_ms = UNITS_MS.into_iter().find(|(name, _)| *name == unit)?.1;
