@@ -217,3 +217,70 @@ impl ClientTask {
         }
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "the test runs the client as a task of its own")]
+mod tests {
+    use super::*;
+    use crate::source::mqtt::{
+        listener::{
+            self,
+            codec::{Grant, Message as Published},
+            tests::{Owner, soon},
+        },
+        tests::input,
+    };
+
+    /// Lets the client in and answers its subscription.
+    async fn welcome(broker: &mut Owner) -> listener::Client {
+        let client = broker.connected().await;
+        let listener::Event::Subscribe { filters, reply, .. } = broker.event().await else { panic!("it subscribes") };
+        assert_eq!((&*client.id, &filters[..]), ("gardu-taman-cctv", &["sensors/+/+".to_owned()][..]));
+        let _ = reply.send(vec![Grant::Granted]);
+        client
+    }
+
+    fn send(client: &listener::Client, payload: &'static str) -> oneshot::Receiver<()> {
+        let (acknowledged, puback) = oneshot::channel();
+        let topic = "sensors/gate/door".into();
+        client.publish(Published { topic, payload: payload.into(), retain: false }, Some(acknowledged));
+        puback
+    }
+
+    #[tokio::test]
+    async fn only_what_is_durable_or_useless_is_acknowledged() {
+        for version in [MqttVersion::V311, MqttVersion::V5] {
+            let mut broker = Owner::start(None).await;
+            let clock = Clock::system();
+            let (intake, outlet, mut inputs) = input(&clock);
+            let shutdown = outlet.shutdown.clone();
+            let url = BrokerUrl { host: "127.0.0.1".into(), port: broker.address.port() };
+            let settings = Broker { url, version, login: None, keep_alive: Duration::from_secs(60) };
+            let gateway = Segment::parse("taman").expect("a name");
+            let task = tokio::spawn(ClientTask::new(&gateway, settings, intake, outlet, clock).run());
+
+            let client = welcome(&mut broker).await;
+            soon(send(&client, "{poison")).await.expect("garbage is acknowledged, else it would come again");
+            let mut never = send(&client, "true");
+            let later = send(&client, "false");
+            let mut durable = Vec::new();
+            for expected in [true, false] {
+                let Some(Input::Message { readings, durable: sender }) = soon(inputs.recv()).await else { panic!() };
+                assert_eq!(readings[0].value, Some(expected.into()));
+                durable.push(sender);
+            }
+            let _ = durable.pop().expect("the second").send(());
+            drop(durable);
+            soon(later).await.expect("durable");
+            assert!(never.try_recv().is_err_and(|e| e == oneshot::error::TryRecvError::Empty), "{version:?}");
+
+            client.close();
+            assert_eq!(broker.gone().await.1, listener::End::Closed);
+            let client = welcome(&mut broker).await;
+            soon(send(&client, "{}")).await.expect("the new connection serves");
+            shutdown.cancel();
+            soon(task).await.expect("no panic").expect("it ends in order");
+            assert_eq!(broker.gone().await.1, listener::End::Left);
+        }
+    }
+}

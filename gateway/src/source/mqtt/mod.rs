@@ -96,10 +96,11 @@ impl Outlet {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use super::*;
     use crate::{
         clock::Now,
         config::{PointTemplate, Report, Subscription, TemplateSegment, TopicLevel},
-        reading::Segment,
+        supervise::Pulse,
     };
 
     pub(crate) const NOW: Now = Now { mono_ms: 50_000, wall_ms: 1_795_262_671_220, trusted: true };
@@ -120,5 +121,15 @@ pub(crate) mod tests {
             unit: None,
             report: Report::Interval,
         }
+    }
+
+    /// The input `cctv` of `sensors/{device}/{name}`, its outlet, and the pipeline's end of it.
+    pub(crate) fn input(clock: &Clock) -> (Intake, Outlet, mpsc::Receiver<Input>) {
+        let (pipeline, inputs) = mpsc::channel(8);
+        let outlet = Outlet { pipeline, beat: Pulse::new(clock.clone()).stage("cctv"), shutdown: Shutdown::default() };
+        let name = Segment::parse("cctv").expect("a name");
+        let subscriptions = vec![subscription("sensors/{device}/{name}", "{device}/{name}")];
+        let intake = Intake::new(name, subscriptions, Devices::default(), &Metrics::new(), clock.now());
+        (intake, outlet, inputs)
     }
 }

@@ -113,3 +113,47 @@ impl ListenTask {
         if quiet.is_empty() { Handed::Over } else { self.outlet.send(Input::Readings(quiet)).await }
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "the test runs the owner as a task of its own")]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::{
+        config::MqttVersion::{V5, V311},
+        source::mqtt::{
+            listener::tests::{Device, PING, PONG, frame, publish, soon},
+            tests::input,
+        },
+    };
+
+    #[tokio::test]
+    async fn a_device_is_answered_when_its_reading_is_durable_and_at_once_for_garbage() {
+        let clock = Clock::system();
+        let (intake, outlet, mut inputs) = input(&clock);
+        let shutdown = outlet.shutdown.clone();
+        let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into(), None).await.expect("loopback");
+        let address = listener.address().expect("bound");
+        let mut task = ListenTask::new(address, None, intake, outlet, clock);
+        let owner = tokio::spawn(async move { task.serve(listener).await });
+        for version in [V311, V5] {
+            let mut device = Device::connect(address, version, "cam", None).await;
+            device.send(&publish(version, 1, 1, "sensors/gate/door", b"{poison")).await;
+            assert_eq!(device.packet().await, [0x40, 2, 0, 1]);
+            device.send(&publish(version, 1, 2, "sensors/gate/door", b"true")).await;
+            let Some(Input::Message { readings, durable }) = soon(inputs.recv()).await else { panic!() };
+            assert_eq!((readings[0].point.as_str(), &readings[0].value), ("gate/door", &Some(true.into())));
+            device.send(&PING).await;
+            assert_eq!(device.packet().await, PONG, "not durable, not acknowledged");
+            let _ = durable.send(());
+            assert_eq!(device.packet().await, [0x40, 2, 0, 2]);
+            let properties: &[u8] = if version == V5 { &[0] } else { &[] };
+            device.send(&frame(0x82, &[&[0, 5], properties, &[0, 1, b'#', 1]])).await;
+            let refused = if version == V5 { 0x87 } else { 0x80 };
+            assert_eq!(device.packet().await, frame(0x90, &[&[0, 5], properties, &[refused]]));
+        }
+        shutdown.cancel();
+        soon(owner).await.expect("it stops");
+    }
+}

@@ -250,4 +250,4 @@ impl Listener {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -14,18 +14,18 @@ use crate::config::MqttVersion::{self, V5, V311};
 /// Far above what a busy machine needs; only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-async fn soon<T>(what: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
     timeout(PATIENCE, pin!(what)).await.expect("it happens soon")
 }
 
 /// The owner's end: events as they come, unbounded so that only the listener's own bounds are felt.
-struct Owner {
-    address: SocketAddr,
+pub(crate) struct Owner {
+    pub(crate) address: SocketAddr,
     events: mpsc::UnboundedReceiver<Event>,
 }
 
 impl Owner {
-    async fn start(login: Option<Login>) -> Self {
+    pub(crate) async fn start(login: Option<Login>) -> Self {
         let mut listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into(), login).await.expect("loopback");
         let address = listener.address().expect("bound");
         let (sender, events) = mpsc::unbounded_channel();
@@ -33,11 +33,11 @@ impl Owner {
         Self { address, events }
     }
 
-    async fn event(&mut self) -> Event {
+    pub(crate) async fn event(&mut self) -> Event {
         soon(self.events.recv()).await.expect("the listener runs")
     }
 
-    async fn connected(&mut self) -> Client {
+    pub(crate) async fn connected(&mut self) -> Client {
         match self.event().await {
             Event::Connected(client) => client,
             other => panic!("{other:?}"),
@@ -51,7 +51,7 @@ impl Owner {
         }
     }
 
-    async fn gone(&mut self) -> (u64, End) {
+    pub(crate) async fn gone(&mut self) -> (u64, End) {
         match self.event().await {
             Event::Gone { serial, why, .. } => (serial, why),
             other => panic!("{other:?}"),
@@ -59,7 +59,7 @@ impl Owner {
     }
 }
 
-pub(super) fn frame(first: u8, parts: &[&[u8]]) -> Vec<u8> {
+pub(crate) fn frame(first: u8, parts: &[&[u8]]) -> Vec<u8> {
     let body = parts.concat();
     let mut frame = vec![first];
     let mut len = body.len();
@@ -89,16 +89,16 @@ fn connect(version: MqttVersion, id: &str, keep_alive_s: u16, will: Option<&str>
     frame(0x10, &[&head, &text(id), &will, &login])
 }
 
-pub(super) fn publish(version: MqttVersion, qos: u8, id: u16, topic: &str, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn publish(version: MqttVersion, qos: u8, id: u16, topic: &str, payload: &[u8]) -> Vec<u8> {
     let id = if qos == 0 { Vec::new() } else { id.to_be_bytes().to_vec() };
     frame(0x30 | qos << 1, &[&text(topic), &id, properties(version), payload])
 }
 
-pub(super) const PING: [u8; 2] = [0xC0, 0];
-const PONG: [u8; 2] = [0xD0, 0];
+pub(crate) const PING: [u8; 2] = [0xC0, 0];
+pub(crate) const PONG: [u8; 2] = [0xD0, 0];
 
 /// The device's end, in bytes.
-pub(super) struct Device {
+pub(crate) struct Device {
     stream: TcpStream,
 }
 
@@ -107,7 +107,7 @@ impl Device {
         Self { stream: soon(TcpStream::connect(address)).await.expect("it listens") }
     }
 
-    pub(super) async fn connect(address: SocketAddr, version: MqttVersion, id: &str, will: Option<&str>) -> Self {
+    pub(crate) async fn connect(address: SocketAddr, version: MqttVersion, id: &str, will: Option<&str>) -> Self {
         let mut device = Self::dial(address).await;
         device.send(&connect(version, id, 60, will, None)).await;
         let connack = device.packet().await;
@@ -115,12 +115,12 @@ impl Device {
         device
     }
 
-    pub(super) async fn send(&mut self, bytes: &[u8]) {
+    pub(crate) async fn send(&mut self, bytes: &[u8]) {
         soon(self.stream.write_all(bytes)).await.expect("it reads");
     }
 
     /// The next packet of less than 128 bytes; empty at the end of the stream.
-    pub(super) async fn packet(&mut self) -> Vec<u8> {
+    pub(crate) async fn packet(&mut self) -> Vec<u8> {
         let mut head = [0; 2];
         if soon(self.stream.read_exact(&mut head)).await.is_err() {
             return Vec::new();
