@@ -13,6 +13,7 @@
 //! a lost record that is not declared; a queue without a bound.
 
 pub mod alarm;
+pub mod cli;
 pub mod clock;
 pub mod command;
 pub mod config;
