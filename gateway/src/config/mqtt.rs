@@ -7,7 +7,7 @@ use super::{
     center::{self, Listeners},
     document::{Node, Section},
     files,
-    names::{Names, Owner, as_pattern, clash},
+    names::{Names, Owner, as_pattern, clash, overlap},
     problem::Spot,
     read::Measured,
     units,
@@ -37,7 +37,7 @@ pub(super) fn inputs<'a>(
     report: impl Fn(&Section<'a>, Measured) -> Report,
 ) -> (Vec<MqttInput>, Vec<Rule>) {
     let mut seen: Vec<(Segment, Spot)> = Vec::new();
-    let (mut inputs, mut rules) = (Vec::new(), Vec::new());
+    let (mut inputs, mut rules, mut silences) = (Vec::new(), Vec::new(), Vec::new());
     for (index, section) in sections.iter().enumerate() {
         let name = section.required("name", "\"cctv\"", |node| {
             let name = node.segment()?;
@@ -53,9 +53,12 @@ pub(super) fn inputs<'a>(
             section.missing("check-no-subscriptions", &[]);
         }
         section.finish();
-        let subscriptions: Vec<Subscription> =
-            children.iter().filter_map(|child| subscription(child, Owner::Mqtt(index), names, &report)).collect();
-        rules.extend(subscriptions.iter().filter_map(stale_rule));
+        let mut subscriptions = Vec::new();
+        for child in &children {
+            let read = subscription(child, Owner::Mqtt(index), names, &report);
+            rules.extend(read.as_ref().and_then(|read| silence(child, read, &mut silences)));
+            subscriptions.extend(read);
+        }
         if let (Some(name), Some(endpoint)) = (name, endpoint) {
             inputs.push(MqttInput { name, endpoint, subscriptions });
         }
@@ -195,19 +198,39 @@ fn values(node: Node<'_>) -> Option<Vec<(String, Value)>> {
     Some(entries.into_iter().filter_map(|(word, node)| Some((word.to_owned(), node.value()?))).collect())
 }
 
+/// The pattern of a subscription's points, and what it says about their silence.
+type Silence = (String, Option<Duration>, Spot);
+
+/// The `stale` rule of a subscription, unless an equal one has it. Where two may name the same point, it must not depend
+/// on the subscription how long that point may be silent.
+fn silence(section: &Section<'_>, subscription: &Subscription, others: &mut Vec<Silence>) -> Option<Rule> {
+    let (pattern, stale) = (as_pattern(&subscription.point), subscription.stale);
+    let differs = |(other, silence, _): &&Silence| {
+        let same = *silence == stale && (stale.is_none() || *other == pattern);
+        !same && overlap(other, &pattern)
+    };
+    if let Some((_, _, spot)) = others.iter().find(differs) {
+        let place = section.findings.place(*spot).to_string();
+        section.wrong("stale", "check-stale-differs", &[("place", place.into())]);
+    }
+    let known = others.iter().any(|(other, silence, _)| *other == pattern && *silence == stale);
+    let rule = stale.filter(|_| !known).map(|stale| stale_rule(&pattern, stale));
+    others.push((pattern, stale, section.spot));
+    rule
+}
+
 /// Silence makes a point bad, and an alarm that clears with the next message.
-fn stale_rule(subscription: &Subscription) -> Option<Rule> {
-    let pattern = as_pattern(&subscription.point);
-    Some(Rule {
+fn stale_rule(pattern: &str, stale: Duration) -> Rule {
+    Rule {
         name: Segment::parse("stale").expect("a constant name"),
-        select: Selector::parse(&pattern).expect("a template has the shape of a pattern"),
+        select: Selector::parse(pattern).expect("a template has the shape of a pattern"),
         naming: Naming::PointAndRule,
-        when: Condition::Stale(subscription.stale?),
+        when: Condition::Stale(stale),
         severity: Severity::Medium,
         on_delay: Duration::ZERO,
         off_delay: Duration::ZERO,
         latch: Latch::NonLatching,
         acknowledgement: Acknowledgement::NotRequired,
         message: text::both("alarm-stale", &[("point", pattern.into())]),
-    })
+    }
 }

@@ -159,3 +159,6 @@ fn report(section: &Section<'_>, default: Report, measured: Measured) -> Report 
         (Report::Interval | Report::Off, _) => node.wrong("check-deadband-report", &[]).unwrap_or(report),
     }
 }
+
+#[cfg(test)]
+mod tests;
