@@ -163,6 +163,15 @@ fn a_pattern_makes_alarms_as_its_points_are_heard_and_remembers_them() {
 }
 
 #[test]
+fn a_press_during_a_restart_is_noticed_behind_a_pattern_too() {
+    let mut world = world(vec![named("panic", "+/button", Condition::Increments)]);
+    world.read(&point("tower/button"), Ok(Value::Integer(4)));
+    world.restart(None);
+    world.read(&point("tower/button"), Ok(Value::Integer(5)));
+    assert_eq!(kinds(&world.told), [(Kind::Raised, State::Unack, 1)]);
+}
+
+#[test]
 fn one_point_may_have_many_alarms_and_of_two_with_one_name_the_first_counts() {
     let above = |limit| Condition::Above { limit, deadband: 0.0 };
     let mut world = world(vec![
