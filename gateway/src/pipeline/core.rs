@@ -1,6 +1,6 @@
 //! What the pipeline decides: inputs and the time in, one [`Step`] out. Pure: no I/O, no clock, no waiting.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use serde_json::json;
 use tokio::sync::oneshot;
@@ -16,7 +16,7 @@ use crate::{
     command::{Action, Answer, Outcome, Refusal, Request},
     config::points::Points,
     reading::{PointId, Reading},
-    record::{Body, CommandResult, Epoch, LastKnown, Record, StartReason, StreamEvent},
+    record::{Body, CommandResult, Epoch, LastKnown, LossReason, Record, StartReason, StreamEvent},
     store::{Commit, Next, Recovered, Started, StoredAnswer},
     telemetry::{Effect, Telemetry},
     text,
@@ -52,8 +52,8 @@ pub struct Step {
     pub after_telemetry: Vec<oneshot::Sender<()>>,
     /// Answers to give once `commit` is durable.
     pub answers: Vec<(oneshot::Sender<Answer>, Answer)>,
-    /// Transitions of this step, for the metrics.
-    pub transitions: u64,
+    /// Alarms whose state is to be written.
+    touched: BTreeSet<AlarmId>,
     /// Points refused because too many are known.
     pub points_refused: u64,
 }
@@ -114,6 +114,19 @@ impl Core {
                     let said = self.command(&mut step, &request, now);
                     step.answers.push((answer, said));
                 }
+                Input::Refused { lane, epoch, sequence, refused, durable } => {
+                    let lost = StreamEvent::Lost {
+                        epoch,
+                        lane,
+                        ranges: vec![(sequence, sequence)],
+                        count: 1,
+                        reason: LossReason::Refused,
+                        certain: true,
+                        refused: Some(refused),
+                    };
+                    self.record(&mut step, Body::Stream(lost), now);
+                    step.after_commit.push(durable);
+                }
                 Input::RolledBack { known, epoch, durable } => {
                     self.begin_epoch(&mut step, epoch, known, now);
                     step.after_commit.push(durable);
@@ -163,24 +176,13 @@ impl Core {
     fn note(&mut self, step: &mut Step, facts: Facts, now: Now) {
         for transition in facts.transitions {
             let alarm = transition.alarm.clone();
-            step.transitions += 1;
             let id = self.record(step, Body::Alarm(Box::new(transition)), now);
             self.engine.recorded(&alarm, id);
-            self.keep_state(step, &alarm);
+            step.touched.insert(alarm);
         }
-        for alarm in facts.changed {
-            self.keep_state(step, &alarm);
-        }
+        step.touched.extend(facts.changed);
         step.commit.counts.extend(facts.counts);
         step.commit.forgotten_alarms.extend(facts.forgotten);
-    }
-
-    /// Writes the alarm's state with this step; the last state of a step replaces earlier ones.
-    fn keep_state(&self, step: &mut Step, alarm: &AlarmId) {
-        if let Some(state) = self.engine.alarm(alarm) {
-            step.commit.alarms.retain(|s| s.last.alarm != *alarm);
-            step.commit.alarms.push(state.clone());
-        }
     }
 
     /// Numbers a record and puts it into its lane.
@@ -197,7 +199,7 @@ impl Core {
         (self.epoch.clone(), sequence)
     }
 
-    /// Telemetry that is due or waited for, and the clock.
+    /// What the whole step comes to: alarm states, telemetry that is due or waited for, and the clock.
     fn finish(&mut self, step: &mut Step, now: Now) {
         let mut batches = self.telemetry.take(now);
         if !step.after_telemetry.is_empty() {
@@ -206,6 +208,9 @@ impl Core {
         for batch in batches {
             self.record(step, Body::Telemetry(batch), now);
         }
+        // Once a step, however often an alarm changed in it.
+        let states = std::mem::take(&mut step.touched).into_iter().filter_map(|alarm| self.engine.alarm(&alarm));
+        step.commit.alarms.extend(states.cloned());
         if self.boots.trust(&self.boot, now) {
             step.commit.boots = Some(self.boots.clone());
         }
