@@ -8,4 +8,8 @@
 mod contract;
 mod support;
 
+mod alarms;
 mod around;
+mod delivery;
+mod faults;
+mod operation;

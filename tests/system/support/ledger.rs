@@ -77,6 +77,9 @@ impl Ledger {
         if matches!(kind, "command" | "receipt") {
             return; // our own words, echoed by the broker
         }
+        if kind == "reply" && !rest.is_empty() {
+            return; // for whoever named that response topic; this center names none
+        }
         if let Err(problem) = contract::validate(topic, payload) {
             self.problems.push(format!("{topic}: {problem}: {}", String::from_utf8_lossy(payload)));
             return;

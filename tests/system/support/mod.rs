@@ -13,15 +13,25 @@ use std::{
     net::TcpListener,
     sync::atomic::{AtomicU16, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-/// How long any condition may take: far beyond what a busy machine needs, so that only a fault reaches it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+/// How long any condition may take: far beyond what a busy machine needs, and twice the longest pause the gateway makes on
+/// purpose (a minute, after a refused login or publish), so that only a fault reaches it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Between two looks at something that cannot tell us when it changes.
 pub(crate) fn pause() {
     thread::sleep(Duration::from_millis(20));
+}
+
+/// Waits until something that cannot tell us is so.
+pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !so() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        pause();
+    }
 }
 
 /// A loopback port that stays free for us while a server on it is down: below the range that the kernel hands out to

@@ -1,12 +1,17 @@
 //! A small park, wired up: broker, PLC, command center and gateway of one test.
 
-use serde_json::json;
+use std::time::Instant;
+
+use serde_json::{Value, json};
 
 use super::{
+    PATIENCE,
     broker::{Access, Broker, CENTER, GATEWAY},
     center::Center,
     gateway::Gateway,
+    ledger::Event,
     mqtt::{Publisher, Version},
+    pause,
     plc::Plc,
 };
 
@@ -74,33 +79,53 @@ impl Park {
     }
 
     /// Waits until the gateway says this quality of a point; returns what it says.
-    pub(crate) fn wait_until_read(&self, point: &str, quality: &str) -> serde_json::Value {
-        let deadline = std::time::Instant::now() + super::PATIENCE;
+    pub(crate) fn wait_until_read(&self, point: &str, quality: &str) -> Value {
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let answer = self.center.ask(json!({ "command": "read", "point": point }));
             if answer["data"]["quality"] == quality {
                 return answer["data"].clone();
             }
-            assert!(std::time::Instant::now() < deadline, "{point} is never {quality}: {answer}");
-            super::pause();
+            assert!(Instant::now() < deadline, "{point} is never {quality}: {answer}");
+            pause();
         }
     }
 
     /// Stops the gateway in peace and returns its last status.
-    pub(crate) fn stop(&mut self) -> serde_json::Value {
+    pub(crate) fn stop(&mut self) -> Value {
         let ended = self.gateway.sigterm();
         assert_eq!(ended.code, Some(0), "{}", self.gateway.log());
         self.center.wait_for_status("the gateway offline", |status| status["state"] == "offline")
     }
 
-    /// Proves that nothing happened since lane a stood at `number`: the next number is that of a test alarm.
-    pub(crate) fn assert_nothing_since(&self, number: u64) {
-        let asked = json!({ "command": "test", "id": format!("nothing-since-{number}"), "severity": "info" });
-        assert_eq!(self.center.ask(asked)["result"], "ok");
+    /// Sends a test alarm and returns the last number it caused in lane a: everything before is in the books.
+    pub(crate) fn mark(&self) -> u64 {
+        let answer = self.center.ask(json!({ "command": "test", "severity": "info" }));
+        assert_eq!(answer["result"], "ok", "{answer}");
+        let result = |event: &&Event| event.kind.starts_with("gardu.command.") && event.data("id") == &answer["id"];
+        self.center.wait_for("the record of a test alarm", |ledger| {
+            ledger.events.iter().find(result).map(|event| event.sequence)
+        })
+    }
+
+    /// Proves that nothing happened since [`Park::mark`]: numbers have no gaps, and the next ones are a test's.
+    pub(crate) fn assert_nothing_since(&self, mark: u64) {
+        self.mark();
         let next = self.center.wait_for("the next number", |ledger| {
-            ledger.events.iter().find(|event| event.lane == 'a' && event.sequence == number + 1).cloned()
+            ledger.events.iter().find(|event| event.lane == 'a' && event.sequence == mark + 1).cloned()
         });
         assert_eq!(next.data("test"), &json!(true), "something happened meanwhile: {}", next.body);
+    }
+
+    /// Waits until the gateway has read every register twice since now, and has thought about it.
+    pub(crate) fn wait_for_polls(&self) {
+        self.plc.wait_for_requests(3 * CABINET_REQUESTS);
+    }
+
+    /// Acknowledges what stands now.
+    pub(crate) fn acknowledge(&self, alarm: &str, occurrence: u64) -> Value {
+        let asked = json!({ "command": "acknowledge", "alarm": alarm, "occurrence": occurrence, "comment": "dicek" });
+        self.center.ask(asked)
     }
 }
 
@@ -117,6 +142,9 @@ pub(crate) fn configuration(plan: &Plan<'_>, broker: u16, plc: u16) -> String {
         plan.body.replace("{plc}", &plc.to_string()),
     )
 }
+
+/// Requests of one poll of [`CABINET`]: one a table.
+const CABINET_REQUESTS: u64 = 3;
 
 /// A cabinet with a door, a temperature and a pump; every alarm wants an acknowledgement.
 pub(crate) const CABINET: &str = r#"
@@ -197,3 +225,23 @@ when = { is = true }
 severity = "high"
 ack_required = false
 "#;
+
+/// Meters on one bus, each with `count` input registers whose every change is telemetry: `meter1/p0` and so on. Registers
+/// stand in groups of ten with holes between them, as meters have them.
+pub(crate) fn meters(poll: &str, count: u16, devices: u8) -> String {
+    let mut toml = String::from("[[modbus]]\nname = \"meters\"\nurl = \"tcp://127.0.0.1:{plc}\"\n");
+    for unit in 1..=devices {
+        toml.push_str(&format!("\n[[modbus.device]]\nname = \"meter{unit}\"\nunit = {unit}\npoll = \"{poll}\"\n"));
+        for n in 0..count {
+            let address = meter_address(n);
+            toml.push_str(&format!("[[modbus.device.point]]\nname = \"p{n}\"\nregister = \"input:{address}\"\n"));
+            toml.push_str("type = \"u16\"\nreport = \"change\"\n");
+        }
+    }
+    toml
+}
+
+/// Where register `n` of a meter lies: groups of ten, 60 apart.
+pub(crate) const fn meter_address(n: u16) -> u16 {
+    n / 10 * 70 + n % 10
+}
