@@ -10,5 +10,7 @@ pub const UNAVAILABLE: u8 = 69;
 pub const SOFTWARE: u8 = 70;
 /// EX_IOERR: the store cannot be opened or written.
 pub const IO_ERROR: u8 = 74;
+/// EX_PROTOCOL: the other side does not answer as it should.
+pub const PROTOCOL: u8 = 76;
 /// EX_CONFIG: the configuration is wrong.
 pub const CONFIG: u8 = 78;

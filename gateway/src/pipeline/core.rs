@@ -1,6 +1,6 @@
 //! What the pipeline decides: inputs and the time in, one [`Step`] out. Pure: no I/O, no clock, no waiting.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use serde_json::json;
 use tokio::sync::oneshot;
@@ -16,7 +16,7 @@ use crate::{
     command::{Action, Answer, Outcome, Refusal, Request},
     config::points::Points,
     reading::{PointId, Reading},
-    record::{Body, CommandResult, Epoch, LastKnown, Record, StartReason, StreamEvent},
+    record::{Body, CommandResult, Epoch, LastKnown, LossReason, Record, StartReason, StreamEvent},
     store::{Commit, Next, Recovered, Started, StoredAnswer},
     telemetry::{Effect, Telemetry},
     text,
@@ -52,8 +52,8 @@ pub struct Step {
     pub after_telemetry: Vec<oneshot::Sender<()>>,
     /// Answers to give once `commit` is durable.
     pub answers: Vec<(oneshot::Sender<Answer>, Answer)>,
-    /// Transitions of this step, for the metrics.
-    pub transitions: u64,
+    /// Alarms whose state is to be written.
+    touched: BTreeSet<AlarmId>,
     /// Points refused because too many are known.
     pub points_refused: u64,
 }
@@ -61,7 +61,14 @@ pub struct Step {
 impl Core {
     /// Takes up what the store held. The first step carries what the restart itself changed.
     #[must_use]
-    pub fn new(recovered: Recovered, rules: Vec<Rule>, points: Points, interval_ms: u64, boot: BootId, now: Now) -> (Self, Step) {
+    pub fn new(
+        recovered: Recovered,
+        rules: Vec<Rule>,
+        points: Points,
+        interval_ms: u64,
+        boot: BootId,
+        now: Now,
+    ) -> (Self, Step) {
         let units = points.clone();
         let units = move |point: &PointId| units.about(point).unit;
         let (engine, facts) = Engine::new(rules, units, recovered.alarms, recovered.counts, now);
@@ -87,8 +94,6 @@ impl Core {
     /// Takes what arrived, and what is due.
     pub fn apply(&mut self, inputs: Vec<Input>, now: Now) -> Step {
         let mut step = Step::default();
-        let facts = self.engine.tick(now);
-        self.note(&mut step, facts, now);
         for input in inputs {
             match input {
                 Input::Readings(readings) => {
@@ -105,8 +110,22 @@ impl Core {
                     waiting.push(durable);
                 }
                 Input::Command { request, session: _, answer } => {
+                    self.tick(&mut step, now);
                     let said = self.command(&mut step, &request, now);
                     step.answers.push((answer, said));
+                }
+                Input::Refused { lane, epoch, sequence, refused, durable } => {
+                    let lost = StreamEvent::Lost {
+                        epoch,
+                        lane,
+                        ranges: vec![(sequence, sequence)],
+                        count: 1,
+                        reason: LossReason::Refused,
+                        certain: true,
+                        refused: Some(refused),
+                    };
+                    self.record(&mut step, Body::Stream(lost), now);
+                    step.after_commit.push(durable);
                 }
                 Input::RolledBack { known, epoch, durable } => {
                     self.begin_epoch(&mut step, epoch, known, now);
@@ -114,6 +133,7 @@ impl Core {
                 }
             }
         }
+        self.tick(&mut step, now);
         self.finish(&mut step, now);
         step
     }
@@ -138,8 +158,14 @@ impl Core {
         self.engine.alarms()
     }
 
+    /// Serves delays. Readings come first: one that waited here may have ended a condition before its delay was over.
+    fn tick(&mut self, step: &mut Step, now: Now) {
+        let facts = self.engine.tick(now);
+        self.note(step, facts, now);
+    }
+
     fn reading(&mut self, step: &mut Step, reading: &Reading, now: Now) -> Effect {
-        let facts = self.engine.reading(reading, now);
+        let facts = self.engine.reading(reading);
         self.note(step, facts, now);
         let effect = self.telemetry.reading(reading, now);
         step.points_refused += u64::from(effect == Effect::TooMany);
@@ -150,24 +176,13 @@ impl Core {
     fn note(&mut self, step: &mut Step, facts: Facts, now: Now) {
         for transition in facts.transitions {
             let alarm = transition.alarm.clone();
-            step.transitions += 1;
             let id = self.record(step, Body::Alarm(Box::new(transition)), now);
             self.engine.recorded(&alarm, id);
-            self.keep_state(step, &alarm);
+            step.touched.insert(alarm);
         }
-        for alarm in facts.changed {
-            self.keep_state(step, &alarm);
-        }
+        step.touched.extend(facts.changed);
         step.commit.counts.extend(facts.counts);
         step.commit.forgotten_alarms.extend(facts.forgotten);
-    }
-
-    /// Writes the alarm's state with this step; the last state of a step replaces earlier ones.
-    fn keep_state(&self, step: &mut Step, alarm: &AlarmId) {
-        if let Some(state) = self.engine.alarm(alarm) {
-            step.commit.alarms.retain(|s| s.last.alarm != *alarm);
-            step.commit.alarms.push(state.clone());
-        }
     }
 
     /// Numbers a record and puts it into its lane.
@@ -184,7 +199,7 @@ impl Core {
         (self.epoch.clone(), sequence)
     }
 
-    /// Telemetry that is due or waited for, and the clock.
+    /// What the whole step comes to: alarm states, telemetry that is due or waited for, and the clock.
     fn finish(&mut self, step: &mut Step, now: Now) {
         let mut batches = self.telemetry.take(now);
         if !step.after_telemetry.is_empty() {
@@ -193,6 +208,9 @@ impl Core {
         for batch in batches {
             self.record(step, Body::Telemetry(batch), now);
         }
+        // Once a step, however often an alarm changed in it.
+        let states = std::mem::take(&mut step.touched).into_iter().filter_map(|alarm| self.engine.alarm(&alarm));
+        step.commit.alarms.extend(states.cloned());
         if self.boots.trust(&self.boot, now) {
             step.commit.boots = Some(self.boots.clone());
         }
@@ -242,7 +260,7 @@ impl Core {
                 self.engine.acknowledge(alarm, *occurrence, by, request.comment.clone(), now)?
             }
             Action::Reset { alarm } => self.engine.reset(alarm, by, request.comment.clone(), now)?,
-            Action::Test { severity } => self.engine.test(*severity, by, now),
+            Action::Test { severity } => self.engine.test(*severity, text::both("alarm-test", &[]), by, now),
             Action::Alarms { cursor } => return Ok(Some(self.page(cursor.as_ref()))),
             Action::Read { point } => return self.read(point).map(Some),
         };
@@ -272,8 +290,9 @@ impl Core {
 }
 
 fn listed(state: &AlarmState) -> serde_json::Value {
-    let Transition { alarm, occurrence, state, active, acknowledged, latched, severity, value, unit, quality, at, .. } =
-        &state.last;
+    let Transition {
+        alarm, occurrence, state, active, acknowledged, latched, severity, value, unit, quality, at, ..
+    } = &state.last;
     json!({
         "alarm": alarm, "occurrence": occurrence, "state": state, "active": active, "acknowledged": acknowledged,
         "latched": latched, "severity": severity, "value": value, "unit": unit, "quality": quality,

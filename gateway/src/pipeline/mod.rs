@@ -18,7 +18,7 @@ use crate::{
     command::{Answer, Request},
     metrics::Metrics,
     reading::Reading,
-    record::{Body, Epoch, LastKnown},
+    record::{Body, Epoch, Lane, LastKnown, Refused},
     store::{Store, StoreError},
     supervise::{BEAT_EVERY, Beat, Shutdown, TaskResult},
 };
@@ -47,6 +47,19 @@ pub enum Input {
         session: u64,
         /// Where the answer goes.
         answer: oneshot::Sender<Answer>,
+    },
+    /// The broker refuses a record for good: it is declared lost.
+    Refused {
+        /// Its lane.
+        lane: Lane,
+        /// Its epoch.
+        epoch: Epoch,
+        /// Its number.
+        sequence: u64,
+        /// What it was.
+        refused: Refused,
+        /// Sent when the declaration is on stable storage; only then may the record leave the outbox.
+        durable: oneshot::Sender<()>,
     },
     /// The command center's retained status shows higher numbers of our epoch: the store was rolled back.
     RolledBack {
@@ -147,7 +160,7 @@ impl Pipeline {
                 self.metrics.alarm_transitions.with_label_values(&labels).inc();
             }
         }
-        if step.transitions > 0 {
+        if !step.commit.alarms.is_empty() {
             for state in State::ALL {
                 let count = self.core.alarms().filter(|s| s.last.state == state).count();
                 let count = i64::try_from(count).unwrap_or(i64::MAX);
