@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::contract;
 
@@ -265,61 +265,68 @@ fn lasting(event: &Value) -> Value {
     event
 }
 
-/// An event as the gateway `g` would send it, for the tests of the books themselves.
-fn sample(sequence: u64, value: bool) -> Vec<u8> {
-    json!({
-        "specversion": "1.0", "id": format!("0000000000000000-a-{sequence}"), "source": "/gardu/g",
-        "type": "gardu.alarm.raised.v1", "subject": "panel/door/open", "time": "2026-11-21T12:04:31.220Z",
-        "recordedtime": "2026-11-21T12:04:31.220Z", "sequence": format!("{sequence:020}"),
-        "datacontenttype": "application/json", "dataschema": "https://gardu.example/schema/alarm-event.json",
-        "data": {
-            "alarm": "panel/door/open", "occurrence": 1, "state": "UNACK", "active": true, "acknowledged": false,
-            "latched": false, "severity": "high", "value": value, "unit": null, "quality": "good", "reason": null,
-            "limit": null, "test": false, "message": { "en": "Door open" }, "site": "taman", "location": null,
-            "by": null, "by_verified": false, "comment": null, "evidence": null,
-            "clock": { "trusted": true, "boot": "b", "monotonic_ms": 1 }, "delivery": { "historical": false },
-        },
-    })
-    .to_string()
-    .into_bytes()
-}
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
 
-#[test]
-fn books_with_a_gap_below_settled_are_not_complete() {
-    let ledger = |arrived: &[u64], declared: &[(u64, u64)], settled: u64| {
-        let mut ledger = Ledger::of("g");
-        for n in arrived {
-            ledger.take("event/high", &sample(*n, true), Instant::now());
-        }
-        let stream = ledger.streams.entry(("0000000000000000".into(), 'a')).or_default();
-        (stream.declared, stream.settled) = (declared.to_vec(), settled);
-        ledger.complete()
-    };
-    assert!(ledger(&[1, 2, 3], &[], 3).is_ok());
-    assert!(ledger(&[1, 3], &[], 1).is_ok(), "what is not settled may be under way");
-    assert!(ledger(&[1, 3], &[(2, 2)], 3).is_ok_and(|summary| summary.declared_lost == 1));
-    assert!(ledger(&[1, 3], &[], 3).expect_err("a gap").contains("[2]"));
-    assert!(ledger(&[1, 4], &[(2, 2)], 4).expect_err("a gap").contains("[3]"));
-}
+    use super::*;
 
-#[test]
-fn an_id_used_again_for_something_else_is_found() {
-    let mut ledger = Ledger::of("g");
-    ledger.take("event/high", &sample(1, true), Instant::now());
-    ledger.take("event/high", &sample(1, true), Instant::now());
-    assert_eq!(ledger.complete().expect("a repeat is allowed").duplicates, 1);
-    ledger.take("event/high", &sample(1, false), Instant::now());
-    assert!(ledger.complete().expect_err("another content").contains("came again"));
-}
-
-#[test]
-fn a_payload_that_breaks_the_contract_is_found() {
-    for (topic, payload) in [("event/high", &b"{}"[..]), ("event/high", b""), ("status", b"online"), ("noise", b"{}")] {
-        let mut ledger = Ledger::of("g");
-        ledger.take(topic, payload, Instant::now());
-        assert!(ledger.complete().is_err(), "{topic}");
+    /// An event as the gateway `g` would send it, for the tests of the books themselves.
+    fn sample(sequence: u64, value: bool) -> Vec<u8> {
+        json!({
+            "specversion": "1.0", "id": format!("0000000000000000-a-{sequence}"), "source": "/gardu/g",
+            "type": "gardu.alarm.raised.v1", "subject": "panel/door/open", "time": "2026-11-21T12:04:31.220Z",
+            "recordedtime": "2026-11-21T12:04:31.220Z", "sequence": format!("{sequence:020}"),
+            "datacontenttype": "application/json", "dataschema": "https://gardu.example/schema/alarm-event.json",
+            "data": {
+                "alarm": "panel/door/open", "occurrence": 1, "state": "UNACK", "active": true, "acknowledged": false,
+                "latched": false, "severity": "high", "value": value, "unit": null, "quality": "good", "reason": null,
+                "limit": null, "test": false, "message": { "en": "Door open" }, "site": "taman", "location": null,
+                "by": null, "by_verified": false, "comment": null, "evidence": null,
+                "clock": { "trusted": true, "boot": "b", "monotonic_ms": 1 }, "delivery": { "historical": false },
+            },
+        })
+        .to_string()
+        .into_bytes()
     }
-    let mut ledger = Ledger::of("another");
-    ledger.take("event/high", &sample(1, true), Instant::now());
-    assert!(ledger.complete().expect_err("another gateway").contains("source"));
+
+    #[test]
+    fn books_with_a_gap_below_settled_are_not_complete() {
+        let ledger = |arrived: &[u64], declared: &[(u64, u64)], settled: u64| {
+            let mut ledger = Ledger::of("g");
+            for n in arrived {
+                ledger.take("event/high", &sample(*n, true), Instant::now());
+            }
+            let stream = ledger.streams.entry(("0000000000000000".into(), 'a')).or_default();
+            (stream.declared, stream.settled) = (declared.to_vec(), settled);
+            ledger.complete()
+        };
+        assert!(ledger(&[1, 2, 3], &[], 3).is_ok());
+        assert!(ledger(&[1, 3], &[], 1).is_ok(), "what is not settled may be under way");
+        assert!(ledger(&[1, 3], &[(2, 2)], 3).is_ok_and(|summary| summary.declared_lost == 1));
+        assert!(ledger(&[1, 3], &[], 3).expect_err("a gap").contains("[2]"));
+        assert!(ledger(&[1, 4], &[(2, 2)], 4).expect_err("a gap").contains("[3]"));
+    }
+
+    #[test]
+    fn an_id_used_again_for_something_else_is_found() {
+        let mut ledger = Ledger::of("g");
+        ledger.take("event/high", &sample(1, true), Instant::now());
+        ledger.take("event/high", &sample(1, true), Instant::now());
+        assert_eq!(ledger.complete().expect("a repeat is allowed").duplicates, 1);
+        ledger.take("event/high", &sample(1, false), Instant::now());
+        assert!(ledger.complete().expect_err("another content").contains("came again"));
+    }
+
+    #[test]
+    fn a_payload_that_breaks_the_contract_is_found() {
+        for (topic, payload) in [("event/high", &b"{}"[..]), ("event/high", b""), ("status", b"online"), ("noise", b"{}")] {
+            let mut ledger = Ledger::of("g");
+            ledger.take(topic, payload, Instant::now());
+            assert!(ledger.complete().is_err(), "{topic}");
+        }
+        let mut ledger = Ledger::of("another");
+        ledger.take("event/high", &sample(1, true), Instant::now());
+        assert!(ledger.complete().expect_err("another gateway").contains("source"));
+    }
 }
