@@ -18,6 +18,7 @@ pub mod cli;
 pub mod clock;
 pub mod command;
 pub mod config;
+pub mod daemon;
 pub mod http;
 pub mod log;
 pub mod metrics;

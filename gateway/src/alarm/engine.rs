@@ -142,6 +142,7 @@ impl Engine {
             engine.restore(stored, now, &mut facts);
         }
         for (point, value) in counts {
+            engine.watch(&point, now);
             if let (Some(watched), Some(last)) = (engine.points.get_mut(&point), as_count(&value)) {
                 watched.counter.restore(last);
             }

@@ -12,6 +12,8 @@ mod condition;
 pub mod engine;
 pub mod rule;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::{fmt, sync::Arc};
 

@@ -116,8 +116,7 @@ impl Alarm {
 
     /// When [`Alarm::expire`] has something to do, by the monotonic clock.
     pub(super) fn due_ms(&self) -> Option<u64> {
-        let delay = self.delay.as_ref().and_then(|d| Some(d.from_ms?.saturating_add(d.left_ms)));
-        [delay, self.silent_ms].into_iter().flatten().min()
+        [self.delay.as_ref().and_then(Delay::due_ms), self.silent_ms].into_iter().flatten().min()
     }
 
     /// Takes a reading of its point. Whatever was due before it must have expired.
@@ -136,17 +135,14 @@ impl Alarm {
         }
     }
 
-    /// Ends what is due at `at`, if anything is.
+    /// Ends what is due at `at`, if anything is; a delay before the silence that would cut it short.
     pub(super) fn expire(&mut self, at: Now) -> Option<Transition> {
-        if self.due_ms()? > at.mono_ms {
-            return None;
+        let is_due = |due_ms: Option<u64>| due_ms.is_some_and(|due_ms| due_ms <= at.mono_ms);
+        if let Some(delay) = self.delay.take_if(|delay| is_due(delay.due_ms())) {
+            return Some(self.turn(delay.cause, at));
         }
-        if self.silent_ms.is_some_and(|silent_ms| silent_ms <= at.mono_ms) {
-            self.silent_ms = None;
-            return self.settle(Phase::On, at, || Cause::SILENCE);
-        }
-        let cause = self.delay.take()?.cause;
-        Some(self.turn(cause, at))
+        self.silent_ms.take_if(|silent_ms| is_due(Some(*silent_ms)))?;
+        self.settle(Phase::On, at, || Cause::SILENCE)
     }
 
     /// Someone saw it.
@@ -281,6 +277,10 @@ impl Alarm {
 }
 
 impl Delay {
+    fn due_ms(&self) -> Option<u64> {
+        Some(self.from_ms?.saturating_add(self.left_ms))
+    }
+
     fn stop(&mut self, at: Now) {
         if let Some(from_ms) = self.from_ms.take() {
             self.left_ms = self.left_ms.saturating_sub(at.mono_ms.saturating_sub(from_ms));

@@ -4,6 +4,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
+use super::Form;
 use crate::{config::Language, text::say};
 
 /// Where the configuration lies unless `--config` says otherwise.
@@ -26,20 +27,11 @@ pub enum What {
     /// The daemon.
     Run,
     /// Check the configuration.
-    Check(Format),
+    Check(Form),
     /// Ask the daemon.
-    Status(Format),
+    Status(Form),
     /// The simulated park; for ever unless bounded.
     Demo(Option<Duration>),
-}
-
-/// Who reads the output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// A person.
-    Text,
-    /// A program.
-    Json,
 }
 
 /// Parses the command line; the error prints itself (help and version are errors of exit code 0).
@@ -47,11 +39,11 @@ pub fn parse(args: &[OsString], language_of_locale: Language) -> Result<Argument
     let mut command = command(language_asked(args).unwrap_or(language_of_locale));
     let matches = command.try_get_matches_from_mut(args)?;
     let (name, sub) = matches.subcommand().expect("clap requires a command");
-    let format = |sub: &ArgMatches| if sub.get_flag("json") { Format::Json } else { Format::Text };
+    let form = |sub: &ArgMatches| if sub.get_flag("json") { Form::Json } else { Form::Text };
     let what = match name {
         "run" => What::Run,
-        "check" => What::Check(format(sub)),
-        "status" => What::Status(format(sub)),
+        "check" => What::Check(form(sub)),
+        "status" => What::Status(form(sub)),
         "demo" => What::Demo(sub.get_one::<Duration>("for").copied()),
         other => unreachable!("clap knows no command {other}"),
     };
@@ -60,16 +52,6 @@ pub fn parse(args: &[OsString], language_of_locale: Language) -> Result<Argument
         config: sub.get_one::<PathBuf>("config").cloned().expect("it has a default"),
         language: sub.get_one::<String>("lang").and_then(|code| Language::parse(code)),
     })
-}
-
-/// The language of `LC_ALL`, `LC_MESSAGES` or `LANG`; Indonesian unless it is English.
-#[must_use]
-pub fn language_of_locale(variable: impl Fn(&str) -> Option<String>) -> Language {
-    let set = ["LC_ALL", "LC_MESSAGES", "LANG"].into_iter().find_map(|name| variable(name).filter(|v| !v.is_empty()));
-    match set {
-        Some(locale) if locale.starts_with("en") => Language::English,
-        Some(_) | None => Language::Indonesian,
-    }
 }
 
 /// `--lang` before clap has run, so that help speaks it as well.
@@ -141,7 +123,7 @@ mod tests {
     fn every_command_takes_the_common_options_before_or_after_it() {
         for line in ["gardu --config a.toml --lang id check --json", "gardu check --json --config a.toml --lang=id"] {
             let want = Arguments {
-                command: What::Check(Format::Json),
+                command: What::Check(Form::Json),
                 config: "a.toml".into(),
                 language: Some(Language::Indonesian),
             };
@@ -156,13 +138,5 @@ mod tests {
         assert!(parsed("gardu --lang id --help").expect_err("help").contains("Menjalankan daemon"));
         assert!(parsed("gardu --lang=en --help").expect_err("help").contains("Run the daemon"));
         assert!(parsed("gardu demo --for soon").expect_err("refused").contains("is not a duration"));
-    }
-
-    #[test]
-    fn the_locale_decides_when_nothing_else_does() {
-        let of = |lang: &str| language_of_locale(|name| (name == "LANG").then(|| lang.to_owned()));
-        assert_eq!(of("en_GB.UTF-8"), Language::English);
-        assert_eq!(of("id_ID.UTF-8"), Language::Indonesian);
-        assert_eq!(of("C"), Language::Indonesian);
     }
 }

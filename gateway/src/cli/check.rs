@@ -7,13 +7,12 @@ use std::{collections::BTreeMap, fmt::Write as _, path::Path, time::Duration};
 
 use serde_json::{Value as Json, json};
 
+use super::{Form, exit};
 use crate::{
     config::{self, Config, Device, Endpoint, Language, Link, Problems, Report, Subscription, TemplateSegment, units},
     text,
 };
 
-/// sysexits: something found in a configured state.
-pub const EX_CONFIG: u8 = 78;
 /// Round trip of one Modbus TCP request on a local network with a typical small device.
 const ROUND_TRIP_MS: u64 = 5;
 /// A telemetry message without its readings: envelope, topic, MQTT, TCP and IP, and the PUBACK.
@@ -26,15 +25,6 @@ const STATUS_EVERY: Duration = Duration::from_secs(300);
 /// How often a point that is reported on change is taken to change.
 const CHANGE_EVERY: Duration = Duration::from_secs(60);
 const MONTH: Duration = Duration::from_secs(30 * 86_400);
-
-/// For whom the result is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
-    /// People.
-    Text,
-    /// Programs.
-    Json,
-}
 
 /// Checks the file and prints what is to be said; the exit code is returned.
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "the edge where text leaves the program")]
@@ -65,9 +55,9 @@ pub fn report(
         (Ok(config), Form::Json) => (line(&plan_json(config, &Plan::of(config, requests_of))), String::new(), 0),
         (Err(problems), Form::Text) => {
             let total = text::say(language, "check-refused", &[("count", problems.total.into())]);
-            (String::new(), format!("{}\n{total}\n", problems.render(language)), EX_CONFIG)
+            (String::new(), format!("{}\n{total}\n", problems.render(language)), exit::CONFIG)
         }
-        (Err(problems), Form::Json) => (line(&problems_json(problems, language)), String::new(), EX_CONFIG),
+        (Err(problems), Form::Json) => (line(&problems_json(problems, language)), String::new(), exit::CONFIG),
     }
 }
 

@@ -70,6 +70,28 @@ impl StatusError {
     }
 }
 
+/// Prints how the daemon of this configuration is doing; the exit code is returned.
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "the edge where text leaves the program")]
+pub async fn run(path: &Path, asked: Option<Language>, form: Form) -> u8 {
+    let config = match config::load(path) {
+        Ok(config) => config,
+        Err(problems) => {
+            eprint!("{}", problems.render(super::language(asked.or(problems.language))));
+            return exit::CONFIG;
+        }
+    };
+    let language = asked.unwrap_or(config.gateway.language);
+    match fetch(config.http.listen).await {
+        Ok(seen) if form == Form::Json => println!("{}", serde_json::to_string(&seen).expect("a snapshot is JSON")),
+        Ok(seen) => print!("{}", render(&seen, language)),
+        Err(why) => {
+            eprintln!("{}", why.text(language));
+            return why.exit_code();
+        }
+    }
+    exit::OK
+}
+
 /// Asks the daemon that listens at `listen` (the configured `http.listen`).
 pub async fn fetch(listen: SocketAddr) -> Result<Snapshot, StatusError> {
     let address = reachable(listen);

@@ -270,7 +270,7 @@ impl Core {
 
     /// The standing alarms after `cursor`, in order of their names.
     fn page(&self, cursor: Option<&AlarmId>) -> serde_json::Value {
-        let mut standing: Vec<&AlarmState> = self.engine.alarms().filter(|s| s.last.state != State::Norm).collect();
+        let mut standing: Vec<&AlarmState> = self.engine.alarms().filter(|s| s.state() != State::Norm).collect();
         standing.sort_by(|a, b| a.last.alarm.cmp(&b.last.alarm));
         let from = cursor.map_or(0, |cursor| standing.partition_point(|s| s.last.alarm <= *cursor));
         let page = &standing[from..standing.len().min(from + PAGE)];

@@ -20,7 +20,8 @@ use crate::{
     reading::Reading,
     record::{Body, Epoch, Lane, LastKnown, Refused},
     store::{Store, StoreError},
-    supervise::{BEAT_EVERY, Beat, Shutdown, TaskResult},
+    status::StatusBoard,
+    supervise::{BEAT_EVERY, Beat, TaskResult},
 };
 
 /// How many inputs may wait for the pipeline. Full means the store is slower than the field: sources then wait, which
@@ -83,21 +84,21 @@ pub struct Pipeline {
     pub inputs: mpsc::Receiver<Input>,
     /// Where it is kept.
     pub store: Store,
+    /// What people see.
+    pub board: StatusBoard,
     /// Clocks.
     pub clock: Clock,
     /// Numbers.
     pub metrics: Metrics,
     /// Its pulse.
     pub beat: Beat,
-    /// When to stop.
-    pub shutdown: Shutdown,
 }
 
 /// Publishers that wait for a telemetry group.
 type Waiting = FuturesUnordered<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>>;
 
 impl Pipeline {
-    /// Runs until shutdown, then takes what the sources still handed over.
+    /// Runs until every source and the uplink have let go of the queue, and takes what they left in it.
     pub async fn run(mut self) -> TaskResult {
         let mut waiting = Waiting::new();
         let first = std::mem::take(&mut self.first);
@@ -113,7 +114,7 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Waits for inputs, a deadline or the next heartbeat; `None` when every source has gone after shutdown.
+    /// Waits for inputs, a deadline or the next heartbeat; `None` when everybody has let go of the queue.
     async fn select(&mut self, waiting: &mut Waiting) -> Option<Vec<Input>> {
         let due_ms = self.core.due_ms().saturating_sub(self.clock.now().mono_ms);
         let pause = Duration::from_millis(due_ms).min(BEAT_EVERY);
@@ -161,8 +162,9 @@ impl Pipeline {
             }
         }
         if !step.commit.alarms.is_empty() {
+            self.board.set_alarms(self.core.alarms().filter(|s| s.configured).map(|s| &s.last));
             for state in State::ALL {
-                let count = self.core.alarms().filter(|s| s.last.state == state).count();
+                let count = self.core.alarms().filter(|s| s.state() == state).count();
                 let count = i64::try_from(count).unwrap_or(i64::MAX);
                 self.metrics.alarms.with_label_values(&[state.as_str()]).set(count);
             }

@@ -3,230 +3,18 @@
 //! Every story is told three times: with the engine served promptly, with it served late, and with a wall clock that
 //! jumps by years at every line. All three must make the same transitions.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::time::Duration;
 
-use super::{
-    AlarmId, AlarmState, Kind, Severity, State, Texts, Transition,
-    engine::{Engine, Facts},
-    rule::{Acknowledgement, Condition, Latch, Naming, Rule, Selector},
-};
+use super::{Service, Wall, World, high, point, rule};
 use crate::{
+    alarm::{
+        AlarmId, Transition,
+        rule::{Condition, Rule},
+    },
     clock::Now,
     command::Refusal,
-    reading::{PointId, Quality, Reading, Reason, Segment, Value},
+    reading::{Quality, Value},
 };
-
-/// How promptly the engine is served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Service {
-    Prompt,
-    Late,
-}
-
-/// What the wall clock does meanwhile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wall {
-    Steady,
-    Jumping,
-}
-
-/// An engine with a store beside it, which checks every transition against the table of states.
-pub(super) struct World {
-    pub(super) engine: Engine,
-    rules: Vec<Rule>,
-    store: BTreeMap<AlarmId, AlarmState>,
-    counts: BTreeMap<PointId, Value>,
-    pub(super) told: Vec<Transition>,
-    service: Service,
-    wall: Wall,
-    now_ms: u64,
-    booted_ms: u64,
-    jumps: i64,
-}
-
-const YEAR_MS: i64 = 365 * 24 * 3_600_000;
-const START_MS: i64 = 1_790_000_000_000;
-
-impl World {
-    pub(super) fn new(rules: Vec<Rule>, service: Service, wall: Wall) -> Self {
-        let now = Now { mono_ms: 0, wall_ms: START_MS, trusted: true };
-        let (engine, facts) = Engine::new(rules.clone(), units, vec![], vec![], now);
-        assert!(facts.is_empty());
-        Self {
-            engine,
-            rules,
-            store: BTreeMap::new(),
-            counts: BTreeMap::new(),
-            told: vec![],
-            service,
-            wall,
-            now_ms: 0,
-            booted_ms: 0,
-            jumps: 0,
-        }
-    }
-
-    fn at(&self, mono_ms: u64) -> Now {
-        let steady_ms = START_MS + i64::try_from(self.booted_ms + mono_ms).expect("a short story");
-        match self.wall {
-            Wall::Steady => Now { mono_ms, wall_ms: steady_ms, trusted: true },
-            Wall::Jumping => {
-                let jump_ms = if self.jumps % 2 == 0 { YEAR_MS } else { -3 * YEAR_MS } * self.jumps;
-                Now { mono_ms, wall_ms: steady_ms + jump_ms, trusted: self.jumps % 3 == 0 }
-            }
-        }
-    }
-
-    pub(super) fn now(&self) -> Now {
-        self.at(self.now_ms - self.booted_ms)
-    }
-
-    /// Time passes.
-    pub(super) fn pass_to(&mut self, now_ms: u64) {
-        assert!(now_ms >= self.now_ms, "stories go forward");
-        (self.now_ms, self.jumps) = (now_ms, self.jumps + 1);
-        let now = self.now();
-        while self.service == Service::Prompt
-            && let Some(due_ms) = self.engine.next_deadline().filter(|due_ms| *due_ms <= now.mono_ms)
-        {
-            let facts = self.engine.tick(self.at(due_ms));
-            self.keep(facts);
-        }
-    }
-
-    pub(super) fn tick(&mut self) {
-        let facts = self.engine.tick(self.now());
-        self.keep(facts);
-    }
-
-    pub(super) fn read(&mut self, point: &PointId, said: Result<Value, Quality>) {
-        let at = self.now();
-        let reading = match said {
-            Ok(value) => Reading::good(point.clone(), value, at),
-            Err(Quality::Bad) => Reading::bad(point.clone(), Reason::Timeout, at),
-            Err(quality) => Reading { quality, ..Reading::bad(point.clone(), Reason::NotYetRead, at) },
-        };
-        let facts = self.engine.reading(&reading);
-        self.keep(facts);
-    }
-
-    pub(super) fn acknowledge(&mut self, alarm: &AlarmId, occurrence: u64) -> Result<(), Refusal> {
-        self.tick();
-        let (now, comment) = (self.now(), Some("petugas ke lokasi".into()));
-        let facts = self.engine.acknowledge(alarm, occurrence, "operator".into(), comment, now)?;
-        self.keep(facts);
-        Ok(())
-    }
-
-    pub(super) fn reset(&mut self, alarm: &AlarmId) -> Result<(), Refusal> {
-        self.tick();
-        let facts = self.engine.reset(alarm, "operator".into(), None, self.now())?;
-        self.keep(facts);
-        Ok(())
-    }
-
-    /// The gateway starts again, perhaps with other rules: monotonic time from zero, state from the store.
-    pub(super) fn restart(&mut self, rules: Option<Vec<Rule>>) {
-        self.tick();
-        self.rules = rules.unwrap_or_else(|| self.rules.clone());
-        self.booted_ms = self.now_ms;
-        let stored = self.store.values().cloned().collect();
-        let counts = self.counts.clone().into_iter().collect();
-        let (engine, facts) = Engine::new(self.rules.clone(), units, stored, counts, self.now());
-        self.engine = engine;
-        self.keep(facts);
-        for (id, stored) in &self.store {
-            assert_eq!(self.engine.alarm(id), Some(stored), "a restart keeps what was stored");
-        }
-    }
-
-    pub(super) fn keep(&mut self, facts: Facts) {
-        let changed = facts.transitions.iter().map(|t| t.alarm.clone()).chain(facts.changed);
-        for id in changed.collect::<Vec<_>>() {
-            self.store.insert(id.clone(), self.engine.alarm(&id).expect("what changed is kept").clone());
-        }
-        for transition in facts.transitions {
-            let before = self.told.iter().rev().find(|t| t.alarm == transition.alarm);
-            self.check_legal(before, &transition);
-            self.told.push(transition);
-        }
-        for id in facts.forgotten {
-            self.store.remove(&id);
-        }
-        self.counts.extend(facts.counts);
-        self.check_replay();
-    }
-
-    /// The table of states (facts C1), as laws about two transitions that follow each other.
-    fn check_legal(&self, before: Option<&Transition>, after: &Transition) {
-        let quiet = (0, State::Norm, false);
-        let (occurrence, state, active) = before.map_or(quiet, |b| (b.occurrence, b.state, b.active));
-        let rule = self.rules.iter().find(|rule| after.alarm.as_str().ends_with(rule.name.as_str()));
-        let required = rule.is_none_or(|rule| rule.acknowledgement == Acknowledgement::Required);
-        let story = format!("{before:#?} -> {after:#?}");
-        assert_eq!(after.occurrence, occurrence + u64::from(after.kind == Kind::Raised), "{story}");
-        match after.kind {
-            Kind::Raised => assert!(!active && after.state == State::Unack && after.active, "{story}"),
-            Kind::Cleared => assert!(active && !after.active && state != State::Rtnun, "{story}"),
-            Kind::Acknowledged => assert!(after.acknowledged && after.active == active, "{story}"),
-            Kind::Reset => assert!(before.is_some_and(|b| b.latched) && after.state == State::Norm, "{story}"),
-            Kind::Updated => assert!(after.state != State::Norm, "{story}"),
-            Kind::Removed => assert!(after.state == State::Norm && state != State::Norm, "{story}"),
-        }
-        let unseen = matches!(state, State::Unack | State::Rtnun) && after.state == State::Norm;
-        assert!(!unseen || after.acknowledged || !required || after.kind == Kind::Removed, "{story}");
-        match after.state {
-            State::Norm => assert!(!after.active && !after.latched, "{story}"),
-            State::Unack => assert!(after.active != after.latched && !after.acknowledged, "{story}"),
-            State::Acked => assert!(after.active != after.latched && after.acknowledged, "{story}"),
-            State::Rtnun => assert!(!after.active && !after.latched && !after.acknowledged, "{story}"),
-        }
-        assert_eq!(after.value.is_some(), after.quality == Quality::Good && after.reason.is_none(), "{story}");
-        let same_boot = self.told.last().is_none_or(|last| last.at.mono_ms <= after.at.mono_ms);
-        assert!(same_boot || self.booted_ms > 0, "told in order of time: {story}");
-    }
-
-    /// Who replays what was told has the same table of standing alarms as the engine.
-    fn check_replay(&self) {
-        let replayed: BTreeMap<_, _> = self.told.iter().map(|t| (&t.alarm, t)).collect();
-        let standing = |state: &State| *state != State::Norm;
-        let told: Vec<_> = replayed.values().filter(|t| standing(&t.state)).copied().collect();
-        let mut held: Vec<_> = self.engine.alarms().map(|kept| &kept.last).filter(|t| standing(&t.state)).collect();
-        held.sort_by(|a, b| a.alarm.cmp(&b.alarm));
-        assert_eq!(told, held);
-        for state in [State::Unack, State::Acked, State::Rtnun] {
-            assert_eq!(self.engine.count(state), held.iter().filter(|t| t.state == state).count(), "{state:?}");
-        }
-    }
-}
-
-fn units(point: &PointId) -> Option<Arc<str>> {
-    (point.as_str() == "panel/level").then(|| "cm".into())
-}
-
-pub(super) fn point(text: &str) -> PointId {
-    PointId::parse(text).expect("a point")
-}
-
-/// A rule named `test` on `panel/level`.
-pub(super) fn rule(when: Condition) -> Rule {
-    Rule {
-        name: Segment::parse("test").expect("a name"),
-        select: Selector::parse("panel/level").expect("a point"),
-        naming: Naming::PointAndRule,
-        when,
-        severity: Severity::High,
-        on_delay: Duration::ZERO,
-        off_delay: Duration::ZERO,
-        latch: Latch::NonLatching,
-        acknowledgement: Acknowledgement::Required,
-        message: Texts { id: Some("Air tinggi".into()), en: Some("High water".into()) },
-    }
-}
-
-fn high(limit: f64) -> Rule {
-    rule(Condition::Above { limit, deadband: 0.0 })
-}
 
 fn low(limit: f64) -> Rule {
     rule(Condition::Below { limit, deadband: 0.0 })
@@ -236,35 +24,9 @@ fn is(value: impl Into<Value>) -> Rule {
     rule(Condition::Is(value.into()))
 }
 
-impl Rule {
-    fn deadband(mut self, wide: f64) -> Self {
-        match &mut self.when {
-            Condition::Above { deadband, .. } | Condition::Below { deadband, .. } => *deadband = wide,
-            Condition::Is(_) | Condition::Increments | Condition::Stale(_) | Condition::Bad => panic!("no limit"),
-        }
-        self
-    }
-
-    fn on_delay(self, seconds: u64) -> Self {
-        Self { on_delay: Duration::from_secs(seconds), ..self }
-    }
-
-    fn off_delay(self, seconds: u64) -> Self {
-        Self { off_delay: Duration::from_secs(seconds), ..self }
-    }
-
-    fn latching(self) -> Self {
-        Self { latch: Latch::Latching, ..self }
-    }
-
-    fn unasked(self) -> Self {
-        Self { acknowledgement: Acknowledgement::NotRequired, ..self }
-    }
-}
-
 /// Tells the story three times. A line is time, event, and the state after it (`#` occurrence, `+latched`) or the
 /// refusal; the rest is comment. Events: a value, `bad`, `uncertain`, `ack` (`ack#n`), `reset`, `tick`, `restart`.
-fn check(rule: Rule, story: &str) {
+fn check(rule: &Rule, story: &str) {
     let mut told = Vec::new();
     for (service, wall) in
         [(Service::Prompt, Wall::Steady), (Service::Late, Wall::Steady), (Service::Prompt, Wall::Jumping)]
@@ -335,7 +97,7 @@ fn standing(world: &World, with_occurrence: bool) -> String {
 #[test]
 fn a_high_level_is_raised_after_its_delay_and_ends_below_the_deadband() {
     check(
-        high(80.0).deadband(5.0).on_delay(10),
+        &high(80.0).deadband(5.0).on_delay(10),
         "
           0s  79   NORM
           1s  81   NORM
@@ -355,7 +117,7 @@ fn a_high_level_is_raised_after_its_delay_and_ends_below_the_deadband() {
 #[test]
 fn a_low_level_is_the_mirror_of_a_high_one() {
     check(
-        low(10.0).deadband(2.0).off_delay(5),
+        &low(10.0).deadband(2.0).off_delay(5),
         "
           0s  10   NORM
           1s  9.9  UNACK#1
@@ -371,7 +133,7 @@ fn a_low_level_is_the_mirror_of_a_high_one() {
 #[test]
 fn a_condition_that_ends_within_its_delay_was_nothing() {
     check(
-        is(true).on_delay(10),
+        &is(true).on_delay(10),
         "
           0s  true  NORM
         9999ms false NORM
@@ -388,7 +150,7 @@ fn a_condition_that_ends_within_its_delay_was_nothing() {
 #[test]
 fn an_off_delay_bridges_a_chattering_contact() {
     check(
-        is(true).off_delay(5),
+        &is(true).off_delay(5),
         "
           0s  true  UNACK#1
           1s  false UNACK
@@ -403,7 +165,7 @@ fn an_off_delay_bridges_a_chattering_contact() {
 #[test]
 fn acknowledging_names_the_occurrence_and_works_once() {
     check(
-        is(true),
+        &is(true),
         "
           0s  ack   unknown-alarm         it never stood
           1s  true  UNACK#1
@@ -428,7 +190,7 @@ fn acknowledging_names_the_occurrence_and_works_once() {
 #[test]
 fn where_no_one_must_acknowledge_it_returns_by_itself() {
     check(
-        is(true).unasked(),
+        &is(true).unasked(),
         "
           0s  true  UNACK#1
           1s  false NORM
@@ -442,7 +204,7 @@ fn where_no_one_must_acknowledge_it_returns_by_itself() {
 #[test]
 fn a_latch_waits_for_the_acknowledgement_and_then_for_the_reset() {
     check(
-        is(true).latching(),
+        &is(true).latching(),
         "
           0s  true  UNACK#1
           1s  reset still-active
@@ -461,7 +223,7 @@ fn a_latch_waits_for_the_acknowledgement_and_then_for_the_reset() {
         ",
     );
     check(
-        is(true).latching().unasked(),
+        &is(true).latching().unasked(),
         "
           0s  true  UNACK
           1s  false UNACK+latched
@@ -469,7 +231,7 @@ fn a_latch_waits_for_the_acknowledgement_and_then_for_the_reset() {
         ",
     );
     check(
-        is(true),
+        &is(true),
         "
           0s  true  UNACK
           1s  reset not-latched
@@ -482,7 +244,7 @@ fn a_latch_waits_for_the_acknowledgement_and_then_for_the_reset() {
 #[test]
 fn a_latch_with_delays_measures_both() {
     check(
-        high(5.0).on_delay(3).off_delay(2).latching(),
+        &high(5.0).on_delay(3).off_delay(2).latching(),
         "
           0s  6    NORM
           3s  6    UNACK
@@ -497,7 +259,7 @@ fn a_latch_with_delays_measures_both() {
 #[test]
 fn bad_quality_neither_raises_nor_clears() {
     check(
-        high(80.0),
+        &high(80.0),
         "
           0s  bad       NORM
           1s  uncertain NORM
@@ -516,7 +278,7 @@ fn bad_quality_neither_raises_nor_clears() {
 #[test]
 fn a_bad_reading_stops_a_delay_and_a_confirming_one_lets_it_run_on() {
     check(
-        high(80.0).on_delay(10).off_delay(10),
+        &high(80.0).on_delay(10).off_delay(10),
         "
           0s  81   NORM
           6s  bad  NORM
@@ -543,7 +305,7 @@ fn a_bad_reading_stops_a_delay_and_a_confirming_one_lets_it_run_on() {
 #[test]
 fn a_value_of_the_wrong_kind_confirms_nothing() {
     check(
-        high(80.0),
+        &high(80.0),
         "
           0s  81    UNACK
           1s  rusak UNACK
@@ -552,7 +314,7 @@ fn a_value_of_the_wrong_kind_confirms_nothing() {
         ",
     );
     check(
-        rule(Condition::Is(Value::Text("OPEN".into()))),
+        &rule(Condition::Is(Value::Text("OPEN".into()))),
         "
           0s  CLOSED NORM
           1s  OPEN   UNACK
@@ -564,7 +326,7 @@ fn a_value_of_the_wrong_kind_confirms_nothing() {
 #[test]
 fn a_pulse_counter_raises_at_each_step_from_quiet() {
     check(
-        rule(Condition::Increments).off_delay(5),
+        &rule(Condition::Increments).off_delay(5),
         "
           0s  100   NORM      the first count is the base
           1s  100   NORM
@@ -589,7 +351,7 @@ fn a_pulse_counter_raises_at_each_step_from_quiet() {
 #[test]
 fn a_pulse_counter_wraps_and_may_skip() {
     check(
-        rule(Condition::Increments),
+        &rule(Condition::Increments),
         "
           0s  65534 NORM
           1s  65535 UNACK#1
@@ -604,7 +366,7 @@ fn a_pulse_counter_wraps_and_may_skip() {
 #[test]
 fn a_press_during_a_restart_is_noticed() {
     check(
-        rule(Condition::Increments),
+        &rule(Condition::Increments),
         "
           0s  7       NORM
           1s  restart NORM
@@ -623,7 +385,7 @@ fn a_press_during_a_restart_is_noticed() {
 #[test]
 fn silence_is_an_alarm_and_a_refusal_to_answer_is_silence() {
     check(
-        rule(Condition::Stale(Duration::from_secs(60))),
+        &rule(Condition::Stale(Duration::from_secs(60))),
         "
           0s  1         NORM
          59s  bad       NORM
@@ -638,7 +400,7 @@ fn silence_is_an_alarm_and_a_refusal_to_answer_is_silence() {
         ",
     );
     check(
-        rule(Condition::Stale(Duration::from_secs(60))).on_delay(5).off_delay(5),
+        &rule(Condition::Stale(Duration::from_secs(60))).on_delay(5).off_delay(5),
         "
          60s  tick      NORM      silent from the start on
          65s  tick      UNACK
@@ -651,7 +413,7 @@ fn silence_is_an_alarm_and_a_refusal_to_answer_is_silence() {
 #[test]
 fn bad_quality_can_itself_be_the_alarm() {
     check(
-        rule(Condition::Bad).on_delay(10).unasked(),
+        &rule(Condition::Bad).on_delay(10).unasked(),
         "
           0s  uncertain NORM
           1s  bad       NORM
@@ -670,7 +432,7 @@ fn bad_quality_can_itself_be_the_alarm() {
 #[test]
 fn a_restart_changes_nothing_but_delays() {
     check(
-        high(80.0).deadband(5.0).on_delay(10).off_delay(10),
+        &high(80.0).deadband(5.0).on_delay(10).off_delay(10),
         "
           0s  81      NORM
           9s  restart NORM
@@ -697,7 +459,7 @@ fn a_restart_changes_nothing_but_delays() {
         ",
     );
     check(
-        is(true).latching(),
+        &is(true).latching(),
         "
           0s  true    UNACK
           1s  false   UNACK+latched

@@ -1,4 +1,0 @@
-//! Laws that hold for every story: the engine against a model that counts seconds.
-
-#[test]
-fn placeholder() {}
