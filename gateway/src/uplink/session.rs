@@ -152,6 +152,7 @@ impl UplinkTask {
             self.state.send_replace(UplinkState::Waiting { url: url.clone(), reason, since });
             self.pause(pause).await;
         }
+        self.metrics.uplink_connected.set(0);
         Ok(())
     }
 
