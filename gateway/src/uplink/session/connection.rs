@@ -142,7 +142,8 @@ pub(super) struct Connection<'a> {
     commands_out: usize,
     status_due: bool,
     status_said: Option<(Now, StatusKey)>,
-    center_away_since: Option<Now>,
+    /// Outlives the connection, so that a link that breaks often does not make the hold longer.
+    center_away_since: &'a mut Option<Now>,
     alarms_standing: u64,
     /// Said once a connection.
     side_refused: bool,
@@ -169,6 +170,7 @@ impl<'a> Connection<'a> {
         session: u64,
         wire: Wire,
         delivery: &'a mut Delivery,
+        center_away_since: &'a mut Option<Now>,
         alarms_standing: u64,
     ) -> Self {
         Self {
@@ -195,7 +197,7 @@ impl<'a> Connection<'a> {
             commands_out: 0,
             status_due: false,
             status_said: None,
-            center_away_since: None,
+            center_away_since,
             alarms_standing,
             side_refused: false,
         }
@@ -358,7 +360,7 @@ impl<'a> Connection<'a> {
         let away = serde_json::from_slice::<Center>(payload).is_ok_and(|center| center.state == "offline");
         if away != self.center_away_since.is_some() {
             tracing::info!(away, "the command center says whether it is there");
-            self.center_away_since = away.then(|| self.task.clock.now());
+            *self.center_away_since = away.then(|| self.task.clock.now());
             self.delivery.set_hold(if away { Hold::AllButCritical } else { Hold::None });
         }
     }
