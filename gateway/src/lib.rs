@@ -13,10 +13,12 @@
 //! a lost record that is not declared; a queue without a bound.
 
 pub mod alarm;
+pub mod backoff;
 pub mod cli;
 pub mod clock;
 pub mod command;
 pub mod config;
+pub mod daemon;
 pub mod http;
 pub mod log;
 pub mod metrics;
@@ -24,8 +26,11 @@ pub mod notify;
 pub mod pipeline;
 pub mod reading;
 pub mod record;
+pub mod source;
 pub mod status;
 pub mod store;
 pub mod supervise;
+pub mod telemetry;
 pub mod text;
+pub mod uplink;
 pub mod wire;

@@ -100,15 +100,17 @@ impl WatchdogTask {
                 _ = tick.tick() => {}
             }
             let stalled = self.pulse.stalled();
-            if let Some((stage, idle)) = stalled.filter(|(stage, _)| stuck != Some(*stage)) {
-                tracing::error!(stage, idle_s = idle.as_secs(), "a stage makes no progress");
-            } else if let (Some(stage), None) = (stuck, stalled) {
-                tracing::warn!(stage, "the stage makes progress again");
+            match (&stuck, &stalled) {
+                (known, Some((stage, idle))) if known.as_ref() != Some(stage) => {
+                    tracing::error!(%stage, idle_s = idle.as_secs(), "a stage makes no progress");
+                }
+                (Some(stage), None) => tracing::warn!(%stage, "the stage makes progress again"),
+                (_, _) => {}
             }
-            stuck = stalled.map(|(stage, _)| stage);
             if asked.is_some() && stalled.is_none() {
                 self.manager.send("WATCHDOG=1");
             }
+            stuck = stalled.map(|(stage, _)| stage);
         }
     }
 }

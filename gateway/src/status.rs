@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::{
+    config::{Config, Gateway},
     alarm::{AlarmId, Severity, State, Texts, Transition},
     clock::{Clock, Now, rfc3339},
     reading::{Reason, Segment, Value},
@@ -65,6 +66,15 @@ pub struct About {
     pub site: String,
     /// Fingerprint of the configuration in force.
     pub config: String,
+}
+
+impl About {
+    /// What the configuration says of the gateway.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        let Gateway { id, name, site, .. } = &config.gateway;
+        Self { id: id.clone(), name: name.clone(), site: site.clone(), config: config.fingerprint.clone() }
+    }
 }
 
 /// The way to the command center.
@@ -321,7 +331,7 @@ impl StatusBoard {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let now = self.clock.now();
-        let stage = |(name, idle): (&'static str, Duration)| Stage { name: name.into(), idle_ms: millis(idle) };
+        let stage = |(name, idle): (Arc<str>, Duration)| Stage { name: name.as_ref().into(), idle_ms: millis(idle) };
         let parts = self.parts();
         Snapshot {
             gateway: parts.about.clone(),

@@ -8,8 +8,12 @@
 //! [`engine::Engine`] takes readings, commands and the time, and returns transitions; who stores and sends them is
 //! not its business.
 
+mod condition;
 pub mod engine;
 pub mod rule;
+mod state;
+#[cfg(test)]
+mod tests;
 
 use std::{fmt, sync::Arc};
 
@@ -18,6 +22,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use crate::{
     clock::Now,
     reading::{Evidence, PointId, Quality, Reason, Segment, Value, is_segment},
+    record::Epoch,
 };
 
 /// The name of an alarm: the point's, `/`, the rule's; or `{device}/communication`.
@@ -36,6 +41,12 @@ impl AlarmId {
     #[must_use]
     pub fn communication(device: &Segment) -> Self {
         Self(format!("{device}/communication").into())
+    }
+
+    /// The alarm that people raise to try the way to the command center.
+    #[must_use]
+    pub fn test() -> Self {
+        Self("gateway/test".into())
     }
 
     /// An alarm's name as received from outside: 2 to 5 segments.
@@ -222,6 +233,18 @@ pub struct Transition {
 pub struct AlarmState {
     /// Whether its rule stood in the configuration when this was written. A removed alarm keeps its state 30 days.
     pub configured: bool,
-    /// The last transition: state, occurrence, active, acknowledged, latched are those after it.
+    /// The record that told of the last transition: epoch and sequence in lane a. None before it was numbered.
+    #[serde(default)]
+    pub id: Option<(Epoch, u64)>,
+    /// The last transition: state, occurrence, active, acknowledged, latched are those after it. Of a removed alarm
+    /// they are what it returns to with its rule, and `at` is when it was removed.
     pub last: Transition,
+}
+
+impl AlarmState {
+    /// Where it stands for the world: a removed alarm is closed, whatever it would return to.
+    #[must_use]
+    pub const fn state(&self) -> State {
+        if self.configured { self.last.state } else { State::Norm }
+    }
 }

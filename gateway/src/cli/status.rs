@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 
 use crate::{
     alarm::{Severity, Texts},
+    cli::exit,
     config::Language,
     reading::Reason,
     record::Lane,
@@ -49,12 +50,12 @@ pub enum StatusError {
 }
 
 impl StatusError {
-    /// The exit code (sysexits.h): EX_UNAVAILABLE, EX_PROTOCOL.
+    /// The exit code.
     #[must_use]
     pub const fn exit_code(&self) -> u8 {
         match self {
-            Self::NotRunning { .. } => 69,
-            Self::NotAGateway { .. } => 76,
+            Self::NotRunning { .. } => exit::UNAVAILABLE,
+            Self::NotAGateway { .. } => exit::PROTOCOL,
         }
     }
 
@@ -67,6 +68,28 @@ impl StatusError {
         };
         say(language, key, &[("address", address.to_string().into()), ("reason", reason.as_str().into())])
     }
+}
+
+/// Prints how the daemon of this configuration is doing; the exit code is returned.
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "the edge where text leaves the program")]
+pub async fn run(path: &Path, asked: Option<Language>, form: Form) -> u8 {
+    let config = match config::load(path) {
+        Ok(config) => config,
+        Err(problems) => {
+            eprint!("{}", problems.render(super::language(asked.or(problems.language))));
+            return exit::CONFIG;
+        }
+    };
+    let language = asked.unwrap_or(config.gateway.language);
+    match fetch(config.http.listen).await {
+        Ok(seen) if form == Form::Json => println!("{}", serde_json::to_string(&seen).expect("a snapshot is JSON")),
+        Ok(seen) => print!("{}", render(&seen, language)),
+        Err(why) => {
+            eprintln!("{}", why.text(language));
+            return why.exit_code();
+        }
+    }
+    exit::OK
 }
 
 /// Asks the daemon that listens at `listen` (the configured `http.listen`).
