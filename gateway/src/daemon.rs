@@ -21,7 +21,7 @@ use crate::{
         mqtt::{self, Outlet, devices::Devices},
     },
     status::{About, StatusBoard},
-    store::{self, OpenError, Store},
+    store::{self, OpenError},
     supervise::{Failure, Pulse, Shutdown, Supervisor},
     uplink::session::UplinkTask,
 };
@@ -64,12 +64,9 @@ impl Daemon {
         let handles = Handles { metrics: Metrics::new(), shutdown: supervisor.shutdown(), clock, pulse };
         let board = StatusBoard::new(About::of(&config), handles.clock.clone(), handles.pulse.clone());
 
-        let options = store::Options {
-            path: config.outbox.path.clone(),
-            machine: machine(),
-            boot: handles.clock.boot().clone(),
-        };
-        let (store, recovered, committers) = Store::open(&options, handles.clock.now(), &handles.metrics)?;
+        let options =
+            store::Options { path: config.outbox.path.clone(), machine: machine(), boot: handles.clock.boot().clone() };
+        let (store, recovered, committers) = store::open(&options, &handles.metrics)?;
         board.set_lanes(Lane::ALL.map(|lane| (lane, store.head(lane))));
         serve(&config, &board, &handles, &mut supervisor).await?;
 
@@ -94,8 +91,7 @@ impl Daemon {
         let Handles { clock, metrics, pulse, shutdown } = &handles;
         let (clock, metrics, shutdown, beat) =
             (clock.clone(), metrics.clone(), shutdown.clone(), pulse.stage("uplink"));
-        let uplink =
-            UplinkTask::new(&config, store, readings.clone(), clock, metrics, beat, shutdown, board.clone());
+        let uplink = UplinkTask::new(&config, store, readings.clone(), clock, metrics, beat, shutdown, board.clone());
         supervisor.task("uplink", uplink.run());
         sources(config, &readings, &handles, &mut supervisor);
         let watchdog = WatchdogTask { manager: manager.clone(), pulse: handles.pulse.clone() };

@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::{
-    config::{Config, Gateway},
     alarm::{AlarmId, Severity, State, Texts, Transition},
     clock::{Clock, Now, rfc3339},
+    config::{Config, Gateway},
     reading::{Reason, Segment, Value},
     record::{Epoch, Lane},
     store::Head,

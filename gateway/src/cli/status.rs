@@ -3,6 +3,7 @@
 use std::{
     fmt::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
     time::Duration,
 };
 
@@ -14,8 +15,8 @@ use tokio::net::TcpStream;
 
 use crate::{
     alarm::{Severity, Texts},
-    cli::exit,
-    config::Language,
+    cli::{Form, exit},
+    config::{self, Language},
     reading::Reason,
     record::Lane,
     status::{Communication, DeviceState, LaneState, LinkWord, Snapshot, StandingAlarm, Uplink},

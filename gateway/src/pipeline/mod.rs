@@ -19,8 +19,8 @@ use crate::{
     metrics::Metrics,
     reading::Reading,
     record::{Body, Epoch, Lane, LastKnown, Refused},
-    store::{Store, StoreError},
     status::StatusBoard,
+    store::{Store, StoreError},
     supervise::{BEAT_EVERY, Beat, TaskResult},
 };
 

@@ -94,6 +94,7 @@ pub(super) fn open_on(
     answers.sort_by_key(|answer| (boots.rank(&answer.boot), answer.at.mono_ms));
     let next = Next { a: alarm.head().borrow().status.next, t: telemetry.head().borrow().status.next };
     let recovered = Recovered {
+        epoch_replaced: epoch.replaced.is_some(),
         epoch: epoch.epoch,
         started,
         next,

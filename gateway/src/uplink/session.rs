@@ -8,7 +8,7 @@ mod connection;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use self::connection::{Connection, End};
 use super::{
@@ -21,6 +21,7 @@ use crate::{
     config::{BrokerUrl, CommandCenter, Config},
     metrics::Metrics,
     pipeline::Input,
+    status::{Link, StatusBoard, UplinkState},
     store::Store,
     supervise::{BEAT_EVERY, Beat, Shutdown, TaskResult},
     wire::{Down, Retain, Settings, Will, Wire},
@@ -39,36 +40,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const WILL_DELAY: Duration = Duration::from_secs(30);
 /// All gateways of a street come back with the power: the first connection is spread over this.
 const FIRST_CONNECT_SPREAD: Duration = Duration::from_secs(1);
-
-/// How the uplink is, for the status page.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum UplinkState {
-    /// Not tried yet.
-    Starting,
-    /// On the way.
-    Connecting {
-        /// Where to.
-        url: BrokerUrl,
-    },
-    /// Accepted.
-    Connected {
-        /// Where.
-        url: BrokerUrl,
-        /// Number of the connection.
-        session: u64,
-        /// Since when.
-        since: Now,
-    },
-    /// Not connected, and why the last attempt ended.
-    Waiting {
-        /// Where it was.
-        url: BrokerUrl,
-        /// Why it ended.
-        reason: Arc<str>,
-        /// When.
-        since: Now,
-    },
-}
 
 /// All that the uplink needs.
 #[derive(Debug)]
@@ -95,8 +66,8 @@ pub struct UplinkTask {
     pub beat: Beat,
     /// When to stop.
     pub shutdown: Shutdown,
-    /// How we are, for others.
-    pub state: watch::Sender<UplinkState>,
+    /// Where people see how we are.
+    pub board: StatusBoard,
 }
 
 impl UplinkTask {
@@ -111,13 +82,13 @@ impl UplinkTask {
         metrics: Metrics,
         beat: Beat,
         shutdown: Shutdown,
-        state: watch::Sender<UplinkState>,
+        board: StatusBoard,
     ) -> Self {
         let center = config.command_center.clone();
         let about = About::new(&config.gateway, &center.topic_prefix);
         let (fingerprint, devices) = (config.fingerprint.as_str().into(), DeviceDescription::all(config));
         let started = clock.now();
-        Self { center, about, fingerprint, devices, store, pipeline, clock, started, metrics, beat, shutdown, state }
+        Self { center, about, fingerprint, devices, store, pipeline, clock, started, metrics, beat, shutdown, board }
     }
 
     /// Runs until shutdown. Fails only if the store does.
@@ -148,8 +119,7 @@ impl UplinkTask {
                 _ => Pace::Normal,
             };
             let pause = backoff.after(up_for.unwrap_or_default(), pace, Jitter::random());
-            let (reason, since) = (down.to_string().into(), self.clock.now());
-            self.state.send_replace(UplinkState::Waiting { url: url.clone(), reason, since });
+            self.post(url, None, Link::Waiting { reason: down.to_string(), retry_in: pause });
             self.pause(pause).await;
         }
         Ok(())
@@ -157,7 +127,7 @@ impl UplinkTask {
 
     async fn connect(&self, url: &BrokerUrl, delivery: &mut Delivery) -> Result<End, crate::store::StoreError> {
         let session = self.store.next_session().await?;
-        self.state.send_replace(UplinkState::Connecting { url: url.clone() });
+        self.post(url, Some(session), Link::Connecting);
         let standing = connection::standing(&self.store.alarms().await?);
         let status =
             connection::status(self, session, standing, message::Presence::Offline, Some(message::OfflineReason::Lost));
@@ -178,6 +148,11 @@ impl UplinkTask {
         let end = Connection::new(self, url, session, wire, delivery, standing).run().await;
         delivery.down();
         end
+    }
+
+    /// Puts on the board how we are.
+    fn post(&self, url: &BrokerUrl, session: Option<u64>, link: Link) {
+        self.board.set_uplink(UplinkState { link, url: url.to_string(), since: self.clock.now(), session });
     }
 
     /// Waits, alive, until it is time or shutdown.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use tokio::sync::{oneshot, watch};
 
-use super::{UplinkState, UplinkTask};
+use super::UplinkTask;
 use crate::{
     alarm::{AlarmState, State},
     clock::{Boots, Now},
@@ -19,6 +19,7 @@ use crate::{
     config::BrokerUrl,
     pipeline::Input,
     record::{Body, Epoch, Lane, Record, Refused},
+    status::Link,
     store::{Head, StoreError, Stored},
     uplink::{
         READBACK,
@@ -283,9 +284,8 @@ impl<'a> Connection<'a> {
             tracing::warn!("the subscription did not fit a new connection's queue");
         }
         self.task.metrics.uplink_connected.set(1);
-        let (url, session) = (self.url.clone(), self.session);
-        self.task.state.send_replace(UplinkState::Connected { url, session, since: now });
-        tracing::info!(broker = %self.url, session, receive_maximum = limits.receive_maximum, "uplink is up");
+        self.task.post(&self.url, Some(self.session), Link::Connected);
+        tracing::info!(broker = %self.url, session = self.session, receive_maximum = limits.receive_maximum, "uplink is up");
     }
 
     fn subscribed(&mut self, granted: &[bool]) {
@@ -463,7 +463,8 @@ impl<'a> Connection<'a> {
         let pipeline = self.task.pipeline.clone();
         self.pending.push(Box::pin(async move {
             let (durable, done) = oneshot::channel();
-            let _ = pipeline.send(Input::RolledBack { known, durable }).await;
+            let epoch = Epoch::random().expect("a kernel that runs us gives random numbers");
+            let _ = pipeline.send(Input::RolledBack { known, epoch, durable }).await;
             match done.await {
                 Ok(()) => Done::RolledBack,
                 // Without a pipeline the daemon is about to end, and nothing may be sent under the old numbers.
