@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use crate::support::{
-    broker::{Access, Broker},
+    broker::Broker,
     mqtt::{Publisher, Retain, Version},
-    park::{CABINET, CAMERAS, Park, Plan},
+    park::{CABINET, CAMERAS, Park},
 };
 
 #[test]
@@ -14,7 +14,8 @@ fn a_changed_register_becomes_an_alarm_that_is_acknowledged_and_goes() {
     park.wait_until_good("panel/door");
     park.plc.set(1, "discrete:0", 1);
     let raised = park.center.wait_for_transition("raised", "panel/door/open");
-    let told = ["state", "active", "acknowledged", "severity", "value", "quality", "occurrence"].map(|f| raised.data(f));
+    let told =
+        ["state", "active", "acknowledged", "severity", "value", "quality", "occurrence"].map(|f| raised.data(f));
     assert_eq!(json!(told), json!(["UNACK", true, false, "high", true, "good", 1]));
     assert_eq!(raised.data("message")["en"], "Cabinet door open");
     park.center.wait_for_state("panel/door/open", "UNACK");
@@ -41,9 +42,8 @@ fn an_alarm_that_went_unseen_waits_for_its_acknowledgement() {
     assert_eq!(park.acknowledge("panel/door/open", 1)["result"], "ok");
     park.center.wait_for_state("panel/door/open", "NORM");
     park.plc.set(1, "discrete:0", 1);
-    let again = park.center.wait_for("the second occurrence", |l| {
-        l.transitions("raised", "panel/door/open").nth(1).cloned()
-    });
+    let again =
+        park.center.wait_for("the second occurrence", |l| l.transitions("raised", "panel/door/open").nth(1).cloned());
     assert_eq!(again.data("occurrence"), 2);
     park.center.assert_complete();
 }
@@ -94,7 +94,8 @@ fn a_latched_alarm_stays_until_it_is_acknowledged_and_reset() {
 #[test]
 fn a_message_on_a_foreign_broker_becomes_an_alarm() {
     let source = Broker::start();
-    let body = CAMERAS.replace("listen = \"127.0.0.1:{ingest}\"", &format!("url = \"mqtt://127.0.0.1:{}\"", source.port));
+    let body =
+        CAMERAS.replace("listen = \"127.0.0.1:{ingest}\"", &format!("url = \"mqtt://127.0.0.1:{}\"", source.port));
     let park = Park::open(&body);
     let mut camera = Publisher::new(source.port, Version::V5, "camera");
     // Said until it is heard: a broker keeps nothing for a subscriber that is not there yet.
@@ -151,9 +152,8 @@ fn a_request_that_makes_no_sense_is_refused_with_its_reason() {
     park.wait_until_good("panel/door");
     park.plc.set(1, "discrete:0", 1);
     park.center.wait_for_state("panel/door/open", "UNACK");
-    let acknowledge = |occurrence: u64, alarm: &str| {
-        json!({ "command": "acknowledge", "alarm": alarm, "occurrence": occurrence })
-    };
+    let acknowledge =
+        |occurrence: u64, alarm: &str| json!({ "command": "acknowledge", "alarm": alarm, "occurrence": occurrence });
     let with = |mut command: Value, field: &str, value: Value| {
         command[field] = value;
         command

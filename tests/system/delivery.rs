@@ -4,7 +4,7 @@ use std::thread;
 
 use serde_json::json;
 
-use crate::support::{
+use crate::{contract, support::{
     broker::{Access, Broker, GATEWAY},
     gateway::{Gateway, wipe},
     kills,
@@ -12,7 +12,7 @@ use crate::support::{
     mqtt::Version,
     park::{CABINET, CAMERAS, Park, Plan, meters},
     until,
-};
+}};
 
 /// Detections between two kills: enough that a kill meets commits, publishes and confirmations under way.
 const DETECTIONS: u64 = 60;
@@ -54,7 +54,8 @@ fn under_load(name: &str, plan: &str, fault: impl Fn(&mut Gateway, &mut Broker))
         let alarm = format!("kamera{which}/motion/intruder");
         let ledger = center.ledger();
         for kind in ["raised", "cleared"] {
-            let mut occurrences: Vec<_> = ledger.transitions(kind, &alarm).map(|e| e.data("occurrence").as_u64()).collect();
+            let mut occurrences: Vec<_> =
+                ledger.transitions(kind, &alarm).map(|e| e.data("occurrence").as_u64()).collect();
             occurrences.sort_unstable();
             let expected: Vec<_> = (1..=total / CAMERA_COUNT / 2).map(Some).collect();
             assert_eq!(occurrences, expected, "{alarm} {kind}");
@@ -68,12 +69,14 @@ fn under_load(name: &str, plan: &str, fault: impl Fn(&mut Gateway, &mut Broker))
     let telemetry = park.center.ledger().events.iter().filter(|event| event.lane == 't').count();
     assert!(telemetry > 0, "the meters were not reported");
     eprintln!(
-        "{name}: {} kills, {total} detections, 0 lost; {} numbers settled, {} here, {} declared lost, {} repeated, {telemetry} telemetry",
+        "{name}: {} kills, {total} detections, 0 lost; {} numbers settled, {} here, {} declared lost, {} repeated; \
+         {telemetry} telemetry events, {} payloads checked",
         kills(),
         proved.settled,
         proved.arrived,
         proved.declared_lost,
         proved.duplicates,
+        contract::checked(),
     );
 }
 
