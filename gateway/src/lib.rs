@@ -14,6 +14,7 @@
 
 pub mod alarm;
 pub mod backoff;
+pub mod cli;
 pub mod clock;
 pub mod command;
 pub mod config;

@@ -35,22 +35,9 @@ pub struct Event {
 /// `data` of `gardu.stream.lost.v1`.
 #[derive(Debug, Deserialize)]
 struct Lost {
-    epoch: Epoch16,
+    epoch: Epoch,
     lane: Lane,
     ranges: Vec<(u64, u64)>,
-}
-
-/// An epoch as text, checked.
-#[derive(Debug, Deserialize)]
-#[serde(try_from = "String")]
-struct Epoch16(Epoch);
-
-impl TryFrom<String> for Epoch16 {
-    type Error = &'static str;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        Epoch::parse(&text).map(Self).ok_or("not an epoch")
-    }
 }
 
 /// Whether an event is news.
@@ -152,7 +139,7 @@ impl Ledger {
 
     fn lost(&mut self, data: &serde_json::Value) {
         let Ok(lost) = Lost::deserialize(data) else { return };
-        let stream = self.streams.entry((lost.epoch.0, lost.lane)).or_default();
+        let stream = self.streams.entry((lost.epoch, lost.lane)).or_default();
         for (first, last) in lost.ranges.into_iter().filter(|(first, last)| first <= last) {
             let before = stream.missing(last) - stream.missing(first - u64::from(first > 0));
             stream.accounted.insert(first..=last);

@@ -87,7 +87,8 @@ impl Paper {
             [("demo-sum-field", summary.field), ("demo-sum-recorded", summary.recorded)]
         {
             let ms = |ms: Option<u64>| ms.map_or_else(|| "-".to_owned(), number);
-            let args: [Arg<'_>; 3] = [("p50", ms(p50_ms).into()), ("p95", ms(p95_ms).into()), ("p99", ms(p99_ms).into())];
+            let args: [Arg<'_>; 3] =
+                [("p50", ms(p50_ms).into()), ("p95", ms(p95_ms).into()), ("p99", ms(p99_ms).into())];
             let text = say(self.language, key, &args);
             self.line("1", &text);
         }

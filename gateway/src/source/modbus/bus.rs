@@ -1,0 +1,203 @@
+//! One task owns one bus: it asks one request at a time, and hands each finished poll to the pipeline.
+
+use std::{future::Future, time::Duration};
+
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+
+use super::{
+    link::Wire,
+    poll::{News, Poller, Report, Step, Trouble},
+    schedule::{End, Schedule, Turn},
+};
+use crate::{
+    clock::Clock,
+    config::Bus,
+    metrics::Metrics,
+    pipeline::Input,
+    reading::Segment,
+    supervise::{BEAT_EVERY, Beat, Shutdown, TaskResult},
+};
+
+/// The owner of a bus.
+pub struct BusTask {
+    bus: Segment,
+    wire: Wire,
+    schedule: Schedule,
+    pollers: Vec<Poller>,
+    clock: Clock,
+    metrics: Metrics,
+    beat: Beat,
+    shutdown: Shutdown,
+    output: mpsc::Sender<Input>,
+}
+
+impl BusTask {
+    /// Every device is due at once; nothing is opened before [`BusTask::run`].
+    ///
+    /// `output` is bounded: while it is full the bus waits, polls become late and say so, and nothing is dropped.
+    #[must_use]
+    pub fn new(
+        bus: Bus,
+        clock: Clock,
+        metrics: Metrics,
+        beat: Beat,
+        shutdown: Shutdown,
+        output: mpsc::Sender<Input>,
+    ) -> Self {
+        metrics.modbus_connects.with_label_values(&[bus.name.as_str()]);
+        for device in &bus.devices {
+            // A series that exists from the start can be seen not to grow.
+            metrics.readings.with_label_values(&[device.name.as_str()]);
+        }
+        Self {
+            wire: Wire::new(&bus, clock.clone(), metrics.clone()),
+            schedule: Schedule::new(bus.devices.iter().map(|device| device.poll), clock.now().mono_ms),
+            pollers: bus.devices.into_iter().map(Poller::new).collect(),
+            bus: bus.name,
+            clock,
+            metrics,
+            beat,
+            shutdown,
+            output,
+        }
+    }
+
+    /// Polls until shutdown. Field trouble never ends it.
+    pub async fn run(mut self) -> TaskResult {
+        let shutdown = self.shutdown.clone();
+        // A request given up here is a read: nothing is left half done.
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = self.poll_on() => shutdown.cancelled().await, // the pipeline has ended, and that stops the daemon
+        }
+        Ok(())
+    }
+
+    /// Returns only when nobody takes readings any more.
+    async fn poll_on(&mut self) {
+        loop {
+            self.beat.mark();
+            let now_ms = self.clock.now().mono_ms;
+            match self.schedule.turn(now_ms) {
+                Turn::Rest { until_ms } => {
+                    sleep(Duration::from_millis(until_ms.saturating_sub(now_ms)).min(BEAT_EVERY / 2)).await;
+                }
+                Turn::Serve(device) => {
+                    let readings = self.serve(device).await;
+                    if !readings.is_empty() {
+                        let send = self.output.send(Input::Readings(readings));
+                        if beating(&self.beat, send).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks the next request of a device; returns what is to be passed on, at the end of its poll.
+    async fn serve(&mut self, index: usize) -> Vec<crate::reading::Reading> {
+        let poller = &mut self.pollers[index];
+        let before = self.clock.now();
+        if !self.schedule.is_under_way(index) {
+            let late = self.schedule.begin(index, before.mono_ms);
+            let late_seconds = self.metrics.modbus_poll_late_seconds.with_label_values(&[self.bus.as_str()]);
+            late_seconds.observe(late.as_secs_f64());
+        }
+        let Some(request) = poller.request() else {
+            self.schedule.end(index, End::Answered, before.mono_ms); // a device without points has nothing to say
+            return Vec::new();
+        };
+        let result = beating(&self.beat, self.wire.ask(poller.device().unit, request)).await;
+        let now = self.clock.now();
+        let trouble = result.as_ref().err().copied();
+        match trouble {
+            None | Some(Trouble::Refused(_) | Trouble::NoLink) => {}
+            Some(Trouble::Timeout | Trouble::Unreachable | Trouble::Malformed | Trouble::Broken) => {
+                self.schedule.failed(index, now.since(before), now.mono_ms);
+            }
+        }
+        match poller.take(result, now) {
+            Step::More { news } => {
+                self.log(index, news);
+                Vec::new()
+            }
+            Step::Over(Report { readings, bad, missed, news }) => {
+                let silent_from = poller.device().missed_polls;
+                let end = match trouble {
+                    _ if missed == 0 => End::Answered,
+                    Some(Trouble::NoLink) => End::NoLink,
+                    _ if missed < silent_from => End::Missed,
+                    _ => End::Silent,
+                };
+                self.schedule.end(index, end, now.mono_ms);
+                self.count(index, &bad);
+                self.log(index, news);
+                readings
+            }
+        }
+    }
+
+    fn count(&self, index: usize, bad: &[crate::reading::Reason]) {
+        let device = self.pollers[index].device();
+        let points = u64::try_from(device.points.len()).unwrap_or(u64::MAX);
+        self.metrics.readings.with_label_values(&[device.name.as_str()]).inc_by(points);
+        for reason in bad {
+            self.metrics.read_errors.with_label_values(&[device.name.as_str(), reason.as_str()]).inc();
+        }
+    }
+
+    fn log(&self, index: usize, news: Option<News>) {
+        let (bus, device) = (&self.bus, self.pollers[index].device());
+        let (unit, device) = (device.unit, &device.name);
+        match news {
+            // A bus that cannot be reached has its own line.
+            None | Some(News::Lost(Trouble::NoLink) | News::Back { lost: Trouble::NoLink, .. }) => {}
+            Some(News::Lost(trouble)) => {
+                let reason = trouble.reason().as_str();
+                tracing::warn!(%bus, %device, unit, reason, "the device does not answer");
+            }
+            Some(News::Back { missed, .. }) => {
+                tracing::info!(%bus, %device, unit, missed_polls = missed, "the device answers again");
+            }
+            Some(News::Refuses { table, address, count, code }) => {
+                tracing::warn!(%bus, %device, unit, ?table, address, count, exception = code, "the device refuses a request");
+            }
+            Some(News::HolesLeftOut { table, address }) => {
+                tracing::info!(%bus, %device, unit, ?table, address, "the device refuses unused addresses; reading around them");
+            }
+        }
+    }
+}
+
+/// Waits for field or pipeline, however long, and marks the beat meanwhile: this task is well even if they are not.
+async fn beating<T>(beat: &Beat, work: impl Future<Output = T>) -> T {
+    tokio::pin!(work);
+    loop {
+        match timeout(BEAT_EVERY / 2, &mut work).await {
+            Ok(done) => return done,
+            Err(_elapsed) => beat.mark(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{clock::Now, supervise::Pulse};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_without_end_goes_on_marking_the_beat() {
+        let at = |mono_ms| Now { mono_ms, wall_ms: 0, trusted: false };
+        let clock = Clock::manual("boot", at(0));
+        let pulse = Pulse::new(clock.clone());
+        let beat = pulse.stage("modbus");
+        clock.set(at(60_000));
+        let endless = beating(&beat, std::future::pending::<()>());
+        assert!(timeout(BEAT_EVERY, endless).await.is_err(), "it waits");
+        assert_eq!(pulse.idle(), [("modbus", Duration::ZERO)]);
+    }
+}

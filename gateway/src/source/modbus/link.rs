@@ -1,0 +1,208 @@
+//! The connection of a bus: one request, one answer, and what is done when that fails.
+//!
+//! After anything but a proper answer or an exception the connection is dropped, for its next answer might belong to
+//! the request given up. A new one is opened when the next request needs it; only when that fails are attempts spaced
+//! out, at random, so that the gateways of a city do not knock in step.
+
+use std::{io, time::Duration};
+
+use tokio::{net::TcpStream, time::timeout};
+use tokio_modbus::{
+    ExceptionCode, Response, Slave,
+    client::{Client, Context, tcp},
+    slave::SlaveContext,
+};
+
+use super::{decode::Answer, plan::Request, poll::Trouble};
+use crate::{
+    clock::Clock,
+    config::{Bus, Link, Table},
+    metrics::Metrics,
+    reading::Segment,
+};
+
+/// How long a connect may take: long enough for one lost SYN to be sent again (RFC 6298: after 1 s, then 2 s).
+const CONNECT_MAX: Duration = Duration::from_millis(3_500);
+/// First pause after a failed connect: a device that was just reset needs about so long.
+const BACKOFF_MIN_MS: u64 = 100;
+/// Longest pause: what a technician waits after plugging the cable in.
+const BACKOFF_MAX_MS: u64 = 30_000;
+
+/// A bus's connection, open or not.
+pub struct Wire {
+    bus: Segment,
+    link: Link,
+    timeout: Duration,
+    clock: Clock,
+    metrics: Metrics,
+    open: Option<Context>,
+    /// Connects that failed since the last that did not.
+    failures: u32,
+    /// No connect before this time.
+    retry_at_ms: u64,
+    /// Of the busy time, what is not yet a whole millisecond.
+    busy_rest_s: f64,
+}
+
+impl Wire {
+    /// Nothing is opened yet.
+    #[must_use]
+    pub fn new(bus: &Bus, clock: Clock, metrics: Metrics) -> Self {
+        Self {
+            bus: bus.name.clone(),
+            link: bus.link.clone(),
+            timeout: bus.timeout,
+            clock,
+            metrics,
+            open: None,
+            failures: 0,
+            retry_at_ms: 0,
+            busy_rest_s: 0.0,
+        }
+    }
+
+    /// Asks one request of one unit.
+    ///
+    /// Takes at most the bus's timeout to wait for a connect to be due, a connect, and the timeout, each once more
+    /// where the peer had closed a connection that was idle.
+    pub async fn ask(&mut self, unit: u8, request: &Request) -> Result<Answer, Trouble> {
+        let was_open = self.open.is_some();
+        match self.ask_once(unit, request).await {
+            // Many devices close a connection that idles between two polls; a read may be asked again.
+            Err(Trouble::Broken) if was_open => self.ask_once(unit, request).await,
+            result => result,
+        }
+    }
+
+    async fn ask_once(&mut self, unit: u8, request: &Request) -> Result<Answer, Trouble> {
+        self.connect().await;
+        let Some(context) = &mut self.open else { return Err(Trouble::NoLink) };
+        context.set_slave(Slave(unit));
+        let timer = self.metrics.modbus_request_seconds.with_label_values(&[self.bus.as_str()]).start_timer();
+        let response = timeout(self.timeout, context.call(function(request))).await;
+        let busy_s = timer.stop_and_record();
+        self.count_busy(busy_s);
+        let result = judge(request, response);
+        match result {
+            Ok(_) | Err(Trouble::Refused(_) | Trouble::Unreachable) => {}
+            Err(Trouble::Timeout | Trouble::Malformed | Trouble::Broken | Trouble::NoLink) => self.open = None,
+        }
+        result
+    }
+
+    /// Opens the connection unless it is open. Where the next attempt is due soon it is waited for, so that one refused
+    /// connect after a time-out is not yet held against the devices.
+    async fn connect(&mut self) {
+        let patience_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
+        let give_up_at_ms = self.clock.now().mono_ms.saturating_add(patience_ms);
+        while self.open.is_none() && self.retry_at_ms <= give_up_at_ms {
+            let wait_ms = self.retry_at_ms.saturating_sub(self.clock.now().mono_ms);
+            tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+            let Link::Tcp { host, port } = &self.link;
+            match timeout(CONNECT_MAX, open_tcp(host, *port))
+                .await
+                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            {
+                Ok(context) => {
+                    self.metrics.modbus_connects.with_label_values(&[self.bus.as_str()]).inc();
+                    if self.failures > 0 {
+                        tracing::info!(bus = %self.bus, failures = self.failures, "the bus can be reached again");
+                    }
+                    self.failures = 0;
+                    self.open = Some(context);
+                }
+                Err(error) => {
+                    if self.failures == 0 {
+                        tracing::warn!(bus = %self.bus, host, port, %error, "the bus cannot be reached");
+                    }
+                    self.retry_at_ms = self.clock.now().mono_ms.saturating_add(backoff_ms(self.failures));
+                    self.failures = self.failures.saturating_add(1);
+                }
+            }
+        }
+    }
+
+    fn count_busy(&mut self, busy_s: f64) {
+        self.busy_rest_s += busy_s;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a request lasts far below 2^64 ms"
+        )]
+        let whole_ms = (self.busy_rest_s * 1e3) as u64;
+        #[expect(clippy::cast_precision_loss, reason = "as above")]
+        let counted_s = whole_ms as f64 / 1e3;
+        self.busy_rest_s -= counted_s;
+        self.metrics.modbus_busy_ms.with_label_values(&[self.bus.as_str()]).inc_by(whole_ms);
+    }
+}
+
+async fn open_tcp(host: &str, port: u16) -> io::Result<Context> {
+    let stream = TcpStream::connect((host, port)).await?;
+    // A request is one small segment: Nagle would hold it back for the acknowledgement of the one before.
+    stream.set_nodelay(true)?;
+    Ok(tcp::attach(stream))
+}
+
+/// Between half and all of 100 ms, 200 ms, 400 ms … 30 s.
+fn backoff_ms(failures: u32) -> u64 {
+    let most_ms = (BACKOFF_MIN_MS << failures.min(16)).min(BACKOFF_MAX_MS);
+    fastrand::u64(most_ms / 2..=most_ms)
+}
+
+const fn function(request: &Request) -> tokio_modbus::Request<'static> {
+    let Request { table, address, count, .. } = request;
+    match table {
+        Table::Coil => tokio_modbus::Request::ReadCoils(*address, *count),
+        Table::Discrete => tokio_modbus::Request::ReadDiscreteInputs(*address, *count),
+        Table::Holding => tokio_modbus::Request::ReadHoldingRegisters(*address, *count),
+        Table::Input => tokio_modbus::Request::ReadInputRegisters(*address, *count),
+    }
+}
+
+type Called = Result<tokio_modbus::Result<Response>, tokio::time::error::Elapsed>;
+
+/// An answer of exactly the length asked for, or what is wrong. The client has compared transaction, unit and function.
+fn judge(request: &Request, response: Called) -> Result<Answer, Trouble> {
+    let count = usize::from(request.count);
+    match response {
+        Ok(Ok(Ok(Response::ReadHoldingRegisters(words) | Response::ReadInputRegisters(words))))
+            if words.len() == count =>
+        {
+            Ok(Answer::Registers(words))
+        }
+        // Bits come in whole bytes; the rest of the last one is padding.
+        Ok(Ok(Ok(Response::ReadCoils(mut bits) | Response::ReadDiscreteInputs(mut bits))))
+            if bits.len() == count.next_multiple_of(8) =>
+        {
+            bits.truncate(count);
+            Ok(Answer::Bits(bits))
+        }
+        Ok(Ok(Ok(_)) | Err(tokio_modbus::Error::Protocol(_))) => Err(Trouble::Malformed),
+        Ok(Ok(Err(ExceptionCode::GatewayPathUnavailable | ExceptionCode::GatewayTargetDevice))) => {
+            Err(Trouble::Unreachable)
+        }
+        Ok(Ok(Err(code))) => Err(Trouble::Refused(code.into())),
+        Ok(Err(tokio_modbus::Error::Transport(error))) => Err(match error.kind() {
+            // What the frame decoder says of a frame it cannot read; all else, whatever its kind, ended the connection.
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => Trouble::Malformed,
+            _ => Trouble::Broken,
+        }),
+        Err(_elapsed) => Err(Trouble::Timeout),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_are_spaced_out_at_random_between_100_ms_and_30_s() {
+        for (failures, least, most) in [(0, 50, 100), (1, 100, 200), (8, 12_800, 25_600), (9, 15_000, 30_000)] {
+            let all: Vec<u64> = (0..200).map(|_| backoff_ms(failures)).collect();
+            assert!(all.iter().all(|ms| (least..=most).contains(ms)), "{failures}: {all:?}");
+            assert!(all.iter().any(|ms| *ms != all[0]), "not at random");
+        }
+        assert!(backoff_ms(u32::MAX) <= BACKOFF_MAX_MS);
+    }
+}

@@ -1,0 +1,28 @@
+//! Modbus: a bus is one wire, and one task owns it.
+//!
+//! Terms (Modbus Application Protocol 1.1b3): a **unit** answers under its number; it has four **tables** (coils,
+//! discrete inputs, holding and input registers); an **exception** is its refusal of one request. A **poll** asks a
+//! device for all of its points, in the requests of its **plan**.
+//!
+//! The way of a poll: [`plan`] (which requests) → [`schedule`] (whose turn) → [`link`] (one request, one answer) →
+//! [`decode`] (words to values) → [`poll`] (what it says about the device) → the pipeline. Only [`bus`] and [`link`]
+//! do I/O; the others are plain functions.
+//!
+//! What keeps a wrong value out: one request is under way at a time; a connection on which anything but a Modbus
+//! exception went wrong is dropped, so no late answer can meet a later request; transaction number, unit, function and
+//! length must be those asked for. What cannot be told: a converter to a serial line that itself hands a late answer of
+//! equal shape to the next request.
+
+pub mod bus;
+pub mod decode;
+pub mod link;
+pub mod plan;
+pub mod poll;
+pub mod schedule;
+#[cfg(test)]
+mod tests;
+
+pub use self::{
+    bus::BusTask,
+    plan::{Holes, Request, plan},
+};

@@ -1,0 +1,408 @@
+//! What the answers to a poll say about a device and its points. Pure.
+//!
+//! A poll in which the device answered nothing is **missed**; after `missed_polls` of them in a row the device is
+//! silent and the point `{device}/communication` says so. What was not read is bad from the first missed poll on, so
+//! no old value passes for a present one.
+//!
+//! Good readings are passed on at every poll, for counters and staleness are judged by them; a bad one only when it is
+//! new or its reason changes, for a dead bus would otherwise fill the queue with what everyone knows.
+
+use super::{
+    decode::{Answer, decode},
+    plan::{Holes, Request, plan, without_holes},
+};
+use crate::{
+    clock::Now,
+    config::{Device, Table},
+    reading::{PointId, Reading, Reason, Segment, Value},
+};
+
+/// Modbus exception 2: the device has no such address (Modbus Application Protocol 1.1b3 §7).
+const ILLEGAL_DATA_ADDRESS: u8 = 2;
+
+/// Why a request has no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// The device refused it with this exception.
+    Refused(u8),
+    /// Nothing came in time.
+    Timeout,
+    /// A converter says that the device does not answer, or that it cannot ask it (exceptions 0x0A, 0x0B).
+    Unreachable,
+    /// An answer to something else, or of another length, or none of Modbus.
+    Malformed,
+    /// The connection broke.
+    Broken,
+    /// There is no connection.
+    NoLink,
+}
+
+impl Trouble {
+    /// What the points' readings say.
+    #[must_use]
+    pub const fn reason(self) -> Reason {
+        match self {
+            Self::Refused(_) => Reason::Exception,
+            Self::Timeout | Self::Unreachable => Reason::Timeout,
+            Self::Malformed => Reason::Malformed,
+            Self::Broken | Self::NoLink => Reason::LinkDown,
+        }
+    }
+}
+
+/// A device that is polled.
+#[derive(Debug)]
+pub struct Poller {
+    device: Device,
+    communication: PointId,
+    /// The plan; never empty.
+    requests: Vec<Request>,
+    /// Which request opens a poll. Moves on when nothing was answered, so that a request the device never answers does
+    /// not hide the others.
+    first: usize,
+    /// The reason last said of each point; none while it is good.
+    said: Vec<Option<Reason>>,
+    /// What `{device}/communication` last said.
+    silent: Option<bool>,
+    missed: u32,
+    /// The trouble that began the present run of missed polls.
+    lost: Option<Trouble>,
+    poll: Poll,
+}
+
+/// The poll under way.
+#[derive(Debug, Default)]
+struct Poll {
+    /// Requests asked so far.
+    asked: usize,
+    answered: bool,
+    readings: Vec<Reading>,
+    bad: Vec<Reason>,
+}
+
+/// What an answer, or the lack of one, led to.
+#[derive(Debug, PartialEq)]
+pub enum Step {
+    /// The poll goes on.
+    More {
+        /// Something people should know.
+        news: Option<News>,
+    },
+    /// The poll is over.
+    Over(Report),
+}
+
+/// A change that is worth a line in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// The device refuses a request as it stands.
+    Refuses {
+        /// Table of the request.
+        table: Table,
+        /// Its first address.
+        address: u16,
+        /// Its length.
+        count: u16,
+        /// The exception.
+        code: u8,
+    },
+    /// The device refuses addresses that no point wants; they are left out from now on.
+    HolesLeftOut {
+        /// Table of the request.
+        table: Table,
+        /// Its first address.
+        address: u16,
+    },
+    /// The device missed a poll for the first time.
+    Lost(Trouble),
+    /// It answers again.
+    Back {
+        /// How many polls it missed.
+        missed: u32,
+        /// What began it.
+        lost: Trouble,
+    },
+}
+
+/// A finished poll.
+#[derive(Debug, PartialEq)]
+pub struct Report {
+    /// What to pass on; may be empty.
+    pub readings: Vec<Reading>,
+    /// The reason of every point that could not be read, passed on or not.
+    pub bad: Vec<Reason>,
+    /// How many polls the device has missed in a row; 0 if it answered this one.
+    pub missed: u32,
+    /// Something people should know.
+    pub news: Option<News>,
+}
+
+impl Poller {
+    /// Nothing is known of the device yet.
+    #[must_use]
+    pub fn new(device: Device) -> Self {
+        let name = Segment::parse("communication").expect("a segment");
+        Self {
+            communication: PointId::of(&device.name, &name),
+            requests: plan(&device, Holes::Read),
+            first: 0,
+            said: vec![None; device.points.len()],
+            silent: None,
+            missed: 0,
+            lost: None,
+            poll: Poll::default(),
+            device,
+        }
+    }
+
+    /// The device as configured.
+    #[must_use]
+    pub const fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The request to ask now; none for a device without points.
+    #[must_use]
+    pub fn request(&self) -> Option<&Request> {
+        self.requests.get(self.current())
+    }
+
+    fn current(&self) -> usize {
+        (self.first + self.poll.asked) % self.requests.len().max(1)
+    }
+
+    /// Takes what came of [`Poller::request`].
+    pub fn take(&mut self, result: Result<Answer, Trouble>, now: Now) -> Step {
+        let Some(request) = self.request().cloned() else { return Step::Over(self.finish(None, now)) };
+        let mut news = None;
+        match result {
+            Ok(answer) => {
+                self.poll.answered = true;
+                self.read(&request, &answer, now);
+            }
+            Err(Trouble::Refused(code)) => {
+                self.poll.answered = true;
+                let narrower = (code == ILLEGAL_DATA_ADDRESS).then(|| without_holes(&self.device, &request)).flatten();
+                let Request { table, address, count, .. } = request;
+                if let Some(narrower) = narrower {
+                    self.replan(narrower);
+                    return Step::More { news: Some(News::HolesLeftOut { table, address }) };
+                }
+                let is_new = self.bad(&request.points, Reason::Exception, now);
+                news = is_new.then_some(News::Refuses { table, address, count, code });
+            }
+            Err(trouble) => {
+                self.bad(&request.points, trouble.reason(), now);
+                if !self.poll.answered || trouble == Trouble::NoLink {
+                    self.poll.asked += 1;
+                    return Step::Over(self.give_up(trouble, now));
+                }
+            }
+        }
+        self.poll.asked += 1;
+        if self.poll.asked < self.requests.len() {
+            return Step::More { news };
+        }
+        let mut report = self.finish(None, now);
+        report.news = report.news.or(news);
+        Step::Over(report)
+    }
+
+    fn read(&mut self, request: &Request, answer: &Answer, now: Now) {
+        for &i in &request.points {
+            match decode(&self.device.points[i], request, answer) {
+                Ok(value) => {
+                    self.said[i] = None;
+                    self.poll.readings.push(Reading::good(self.device.points[i].id.clone(), value, now));
+                }
+                Err(reason) => {
+                    self.bad(&[i], reason, now);
+                }
+            }
+        }
+    }
+
+    /// True if this is new of any of them.
+    fn bad(&mut self, points: &[usize], reason: Reason, now: Now) -> bool {
+        let mut is_new = false;
+        for &i in points {
+            self.poll.bad.push(reason);
+            if self.said[i].replace(reason) != Some(reason) {
+                is_new = true;
+                self.poll.readings.push(Reading::bad(self.device.points[i].id.clone(), reason, now));
+            }
+        }
+        is_new
+    }
+
+    /// Puts `narrower` in the place of the present request; the poll goes on with the first of them.
+    fn replan(&mut self, narrower: Vec<Request>) {
+        let current = self.current();
+        if current < self.first {
+            self.first += narrower.len() - 1;
+        }
+        self.requests.splice(current..=current, narrower);
+    }
+
+    /// Ends the poll; what was not asked is as bad as what was.
+    fn give_up(&mut self, trouble: Trouble, now: Now) -> Report {
+        let next = self.current();
+        while self.poll.asked < self.requests.len() {
+            let points = self.requests[self.current()].points.clone();
+            self.bad(&points, trouble.reason(), now);
+            self.poll.asked += 1;
+        }
+        if !self.poll.answered {
+            self.first = next;
+        }
+        self.finish(Some(trouble), now)
+    }
+
+    fn finish(&mut self, trouble: Option<Trouble>, now: Now) -> Report {
+        let Poll { answered, mut readings, bad, .. } = std::mem::take(&mut self.poll);
+        let mut say = |silent| readings.push(Reading::good(self.communication.clone(), Value::Bool(silent), now));
+        let news = match trouble.filter(|_| !answered) {
+            None => {
+                if self.silent.replace(false) != Some(false) {
+                    say(false);
+                }
+                let missed = std::mem::take(&mut self.missed);
+                self.lost.take().map(|lost| News::Back { missed, lost })
+            }
+            Some(trouble) => {
+                self.missed = self.missed.saturating_add(1);
+                if self.missed >= self.device.missed_polls && self.silent.replace(true) != Some(true) {
+                    say(true);
+                }
+                let is_first = self.lost.is_none();
+                self.lost.get_or_insert(trouble);
+                is_first.then_some(News::Lost(trouble))
+            }
+        };
+        Report { readings, bad, missed: self.missed, news }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::Type,
+        source::modbus::tests::{device, point},
+    };
+
+    const NOW: Now = Now { mono_ms: 5, wall_ms: 6, trusted: true };
+
+    /// A device with registers 0 and 1, and far away 200: two requests, the first without holes.
+    fn poller() -> Poller {
+        let at = |address| point(Table::Holding, address, Type::U16);
+        Poller::new(device(1, vec![at(0), at(1), at(200)]))
+    }
+
+    fn answer(count: u16) -> Result<Answer, Trouble> {
+        Ok(Answer::Registers((0..count).collect()))
+    }
+
+    /// Feeds results until the poll ends and spells the readings, `name=value` or `name!reason`.
+    fn poll(poller: &mut Poller, results: &[Result<Answer, Trouble>]) -> String {
+        let mut results = results.iter();
+        loop {
+            let result = results.next().expect("the poll ends with the last result").clone();
+            if let Step::Over(report) = poller.take(result, NOW) {
+                assert!(results.next().is_none(), "the poll ended early");
+                let spell = |r: &Reading| match (&r.value, r.reason) {
+                    (Some(value), None) => format!("{}={value}", r.point),
+                    (None, Some(reason)) => format!("{}!{}", r.point, reason.as_str()),
+                    both => panic!("{both:?}"),
+                };
+                return report.readings.iter().map(spell).collect::<Vec<_>>().join(" ").replace("unit1/", "");
+            }
+        }
+    }
+
+    #[test]
+    fn good_readings_come_every_poll_and_bad_ones_when_they_change() {
+        let mut p = poller();
+        let all_good = "holding-0=0 holding-1=1 holding-200=0";
+        assert_eq!(poll(&mut p, &[answer(2), answer(1)]), format!("{all_good} communication=false"));
+        assert_eq!(poll(&mut p, &[answer(2), answer(1)]), all_good);
+        let refused = Err(Trouble::Refused(4));
+        assert_eq!(poll(&mut p, &[answer(2), refused.clone()]), "holding-0=0 holding-1=1 holding-200!exception");
+        assert_eq!(poll(&mut p, &[answer(2), refused]), "holding-0=0 holding-1=1");
+        assert_eq!(poll(&mut p, &[answer(2), Err(Trouble::Timeout)]), "holding-0=0 holding-1=1 holding-200!timeout");
+        assert_eq!(poll(&mut p, &[answer(2), answer(1)]), all_good);
+    }
+
+    #[test]
+    fn a_device_that_misses_its_polls_is_bad_at_once_and_silent_after_the_third() {
+        let mut p = poller();
+        poll(&mut p, &[answer(2), answer(1)]);
+        let all_bad = |reason| format!("holding-0!{reason} holding-1!{reason} holding-200!{reason}");
+        assert_eq!(poll(&mut p, &[Err(Trouble::Timeout)]), all_bad("timeout"));
+        // The next poll opens with the other request, whose order the readings follow.
+        assert_eq!(
+            poll(&mut p, &[Err(Trouble::NoLink)]),
+            "holding-200!link-down holding-0!link-down holding-1!link-down"
+        );
+        assert_eq!(poll(&mut p, &[Err(Trouble::NoLink)]), "communication=true");
+        assert_eq!(poll(&mut p, &[Err(Trouble::NoLink)]), "");
+        let back = poll(&mut p, &[answer(2), answer(1)]);
+        assert_eq!(back, "holding-0=0 holding-1=1 holding-200=0 communication=false");
+    }
+
+    #[test]
+    fn a_device_silent_from_the_start_is_said_to_be_so() {
+        let mut p = poller();
+        let said: Vec<String> = (0..4).map(|_| poll(&mut p, &[Err(Trouble::Unreachable)])).collect();
+        assert!(said[0].contains("holding-200!timeout") && said[1].is_empty() && said[3].is_empty(), "{said:?}");
+        assert_eq!(said[2], "communication=true");
+    }
+
+    #[test]
+    fn a_link_that_goes_down_in_the_middle_makes_the_rest_bad() {
+        let mut p = poller();
+        let said = poll(&mut p, &[answer(2), Err(Trouble::NoLink)]);
+        assert_eq!(said, "holding-0=0 holding-1=1 holding-200!link-down communication=false");
+    }
+
+    #[test]
+    fn a_request_that_is_never_answered_does_not_hide_the_others() {
+        let mut p = poller();
+        poll(&mut p, &[Err(Trouble::Timeout)]);
+        let expect = "holding-200=0 communication=false";
+        assert_eq!(poll(&mut p, &[answer(1), Err(Trouble::Timeout)]), expect);
+        assert_eq!(poll(&mut p, &[answer(1), Err(Trouble::Timeout)]), "holding-200=0");
+    }
+
+    #[test]
+    fn holes_the_device_refuses_are_left_out_at_once_and_for_good() {
+        let at = |address| point(Table::Holding, address, Type::U16);
+        let mut p = Poller::new(device(1, vec![at(0), at(9), at(200)]));
+        assert_eq!(p.request().map(|r| r.count), Some(10));
+        // The poll begins with the last request, so that the plan grows before it.
+        poll(&mut p, &[Err(Trouble::Timeout)]);
+        let said = poll(&mut p, &[answer(1), Err(Trouble::Refused(2)), answer(1), answer(1)]);
+        assert_eq!(said, "holding-200=0 holding-0=0 holding-9=0 communication=false");
+        assert_eq!(poll(&mut p, &[answer(1), answer(1), answer(1)]), "holding-200=0 holding-0=0 holding-9=0");
+        let said = poll(&mut p, &[answer(1), Err(Trouble::Refused(2)), answer(1)]);
+        assert_eq!(said, "holding-200=0 holding-0!exception holding-9=0");
+    }
+
+    #[test]
+    fn the_log_hears_of_the_first_miss_and_of_the_end_with_its_count() {
+        let mut p = poller();
+        let mut miss = || match p.take(Err(Trouble::Timeout), NOW) {
+            Step::Over(report) => report.news,
+            more @ Step::More { .. } => panic!("{more:?}"),
+        };
+        assert_eq!([miss(), miss(), miss()], [Some(News::Lost(Trouble::Timeout)), None, None]);
+        let mut p = poller();
+        for _ in 0..3 {
+            p.take(Err(Trouble::Broken), NOW);
+        }
+        p.take(answer(1), NOW);
+        let Step::Over(report) = p.take(answer(2), NOW) else { panic!("two requests") };
+        assert_eq!(report.news, Some(News::Back { missed: 3, lost: Trouble::Broken }));
+        assert_eq!(report.missed, 0);
+    }
+}
