@@ -4,15 +4,18 @@ use std::thread;
 
 use serde_json::json;
 
-use crate::{contract, support::{
-    broker::{Access, Broker, GATEWAY},
-    gateway::{Gateway, wipe},
-    kills,
-    ledger::Ledger,
-    mqtt::Version,
-    park::{CABINET, CAMERAS, Park, Plan, meters},
-    until,
-}};
+use crate::{
+    contract,
+    support::{
+        broker::{Access, Broker, GATEWAY},
+        gateway::{Gateway, wipe},
+        kills,
+        ledger::Ledger,
+        mqtt::Version,
+        park::{CABINET, CAMERAS, Park, Plan, meters},
+        until,
+    },
+};
 
 /// Detections between two kills: enough that a kill meets commits, publishes and confirmations under way.
 const DETECTIONS: u64 = 60;

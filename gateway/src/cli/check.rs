@@ -362,7 +362,7 @@ Telemetry data a month: about 22.7 MB
     #[test]
     fn problems_go_to_standard_error_with_exit_code_78() {
         let (nothing, english, exit) = checked("1 s", Language::English, Form::Text);
-        assert_eq!((nothing.as_str(), exit), ("", EX_CONFIG));
+        assert_eq!((nothing.as_str(), exit), ("", exit::CONFIG));
         assert!(english.contains("gardu.toml:11:8: `poll` does not know `1 s`"), "{english}");
         assert!(english.ends_with("\n1 problem. This configuration is not used.\n"), "{english}");
     }
@@ -379,7 +379,7 @@ Telemetry data a month: about 22.7 MB
         assert_eq!(plan["buses"][0]["devices"][0]["requests"], 2);
         assert_eq!(plan["month_bytes"], 22_636_800);
         let (problems, exit) = json("0");
-        assert_eq!((&problems["ok"], exit), (&Json::Bool(false), EX_CONFIG));
+        assert_eq!((&problems["ok"], exit), (&Json::Bool(false), exit::CONFIG));
         let first = &problems["problems"][0];
         assert_eq!(
             (&first["line"], &first["column"], &first["kind"]),

@@ -198,6 +198,6 @@ mod tests {
         clock.set(at(60_000));
         let endless = beating(&beat, std::future::pending::<()>());
         assert!(timeout(BEAT_EVERY, endless).await.is_err(), "it waits");
-        assert_eq!(pulse.idle(), [("modbus", Duration::ZERO)]);
+        assert_eq!(pulse.idle(), [("modbus".into(), Duration::ZERO)]);
     }
 }
