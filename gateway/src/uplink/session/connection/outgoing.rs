@@ -6,8 +6,8 @@ use tokio::sync::oneshot;
 
 use super::{Connection, Done, Phase, SCAN_PAGE, SIDE_SLOTS, Side, index, publish, standing, stands, status};
 use crate::{
-    alarm::AlarmState,
-    clock::{BootId, Now},
+    alarm::{AlarmState, Told},
+    clock::Now,
     pipeline::Input,
     record::{Body, Epoch, Lane, Record, Refused},
     store::{Head, StoreError, Stored},
@@ -122,12 +122,12 @@ impl Connection<'_> {
         let mut follows = HashSet::new();
         let now = self.task.clock.now();
         for state in &alarms {
-            if state.id.as_ref().is_some_and(|id| unconfirmed.contains(id)) {
+            if state.told.as_ref().is_some_and(|told| unconfirmed.contains(&number(told))) {
                 follows.insert(state.last.alarm.as_str()); // its event is on the way, and this topic goes after it
             } else if stands(state) {
                 follows.insert(state.last.alarm.as_str());
                 // Unnumbered states cannot be published: no receiver could tell which of two is newer.
-                if let Some(record) = record_of(state, self.task.clock.boot())
+                if let Some(record) = record_of(state)
                     && !read_back.holds(state.last.alarm.as_str(), &record.id())
                 {
                     self.queue_state(&record, now);
@@ -250,9 +250,9 @@ async fn unconfirmed(
     head: &Head,
     alarms: &[AlarmState],
 ) -> Result<HashSet<(Epoch, u64)>, StoreError> {
-    let open = |id: &&(Epoch, u64)| id.0 != head.status.epoch || id.1 > head.status.settled;
-    let numbered = alarms.iter().filter_map(|state| state.id.as_ref());
-    let asked: HashSet<(Epoch, u64)> = numbered.filter(open).cloned().collect();
+    let open = |id: &(Epoch, u64)| id.0 != head.status.epoch || id.1 > head.status.settled;
+    let numbered = alarms.iter().filter_map(|state| state.told.as_ref().map(number));
+    let asked: HashSet<(Epoch, u64)> = numbered.filter(open).collect();
     let (mut found, mut from) = (HashSet::new(), 0);
     while found.len() < asked.len() && from < head.next_position {
         let page = task.store.read(Lane::Alarm, from, SCAN_PAGE).await?;
@@ -265,13 +265,15 @@ async fn unconfirmed(
     Ok(found)
 }
 
-/// The record that carried an alarm's last transition, as far as its state keeps it: its own times stand for when it was
-/// recorded.
-fn record_of(state: &AlarmState, boot: &BootId) -> Option<Record> {
-    let (epoch, sequence) = state.id.clone()?;
-    let recorded = state.last.at;
+fn number(told: &Told) -> (Epoch, u64) {
+    (told.epoch.clone(), told.sequence)
+}
+
+/// The record that carried an alarm's last transition.
+fn record_of(state: &AlarmState) -> Option<Record> {
+    let Told { epoch, sequence, boot, recorded } = state.told.clone()?;
     let body = Body::Alarm(Box::new(state.last.clone()));
-    Some(Record { lane: Lane::Alarm, epoch, sequence, boot: boot.clone(), recorded, body })
+    Some(Record { lane: Lane::Alarm, epoch, sequence, boot, recorded, body })
 }
 
 fn field_time(record: &Record) -> Now {
