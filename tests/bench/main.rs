@@ -10,7 +10,7 @@
 #[allow(dead_code, unreachable_pub, reason = "shared with the system tests")]
 mod contract;
 #[path = "../system/support/mod.rs"]
-#[allow(dead_code, reason = "shared with the system tests")]
+#[allow(dead_code, unused_imports, reason = "shared with the system tests")]
 mod support;
 
 use std::{

@@ -77,17 +77,22 @@ fn a_latched_alarm_stays_until_it_is_acknowledged_and_reset() {
     park.wait_until_good("panel/smoke");
     park.plc.set(1, "discrete:1", 1);
     park.center.wait_for_state("panel/smoke/fire", "UNACK");
-    assert_eq!(reset()["code"], "not-acknowledged");
-    assert_eq!(park.acknowledge("panel/smoke/fire", 1)["result"], "ok");
-    assert_eq!(reset()["code"], "still-active");
+    assert_eq!(reset()["result"], "refused");
     park.plc.set(1, "discrete:1", 0);
     let cleared = park.center.wait_for_transition("cleared", "panel/smoke/fire");
     let told = ["state", "active", "latched"].map(|f| cleared.data(f));
-    assert_eq!(json!(told), json!(["ACKED", false, true]));
+    assert_eq!(json!(told), json!(["UNACK", false, true]));
+    assert_eq!(reset()["code"], "not-acknowledged");
+    assert_eq!(park.acknowledge("panel/smoke/fire", 1)["result"], "ok");
+    park.center.wait_for_state("panel/smoke/fire", "ACKED");
     assert_eq!(reset()["result"], "ok");
     let gone = park.center.wait_for_transition("reset", "panel/smoke/fire");
     assert_eq!(gone.data("state"), "NORM");
     park.center.wait_for_state("panel/smoke/fire", "NORM");
+    park.plc.set(1, "discrete:1", 1);
+    park.center.wait_for_state("panel/smoke/fire", "UNACK");
+    assert_eq!(park.acknowledge("panel/smoke/fire", 2)["result"], "ok");
+    assert_eq!(reset()["code"], "still-active");
     park.center.assert_complete();
 }
 
@@ -213,7 +218,7 @@ fn a_command_acts_once_and_is_answered_the_same_also_after_a_restart() {
     park.center.wait_for_state("panel/door/open", "ACKED");
     let mark = park.mark();
     assert_eq!(ask(&park), first, "asked again");
-    park.kill_and_start();
+    park.restart();
     assert_eq!(ask(&park), first, "asked again after a restart");
     park.assert_nothing_since(mark);
 }

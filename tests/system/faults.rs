@@ -51,7 +51,7 @@ fn every_state_survives_a_kill_and_the_restart_invents_nothing() {
     ]);
     assert_eq!(states(&before), expected);
     for _ in 0..2 {
-        park.kill_and_start();
+        park.restart();
         for point in ["panel/door", "panel/temp", "panel/smoke", "panel/pump"] {
             park.wait_until_good(point);
         }
