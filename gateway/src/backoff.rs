@@ -17,6 +17,8 @@ pub enum Pace {
     /// Somebody must change a configuration (login refused, client id taken): 30 s to 5 min, so that two gateways of one
     /// name or a lock-out after wrong passwords are not made worse.
     Slow,
+    /// Something beside us on the same network, or an address of our own: 100 ms to 30 s.
+    Near,
 }
 
 impl Pace {
@@ -24,6 +26,7 @@ impl Pace {
         match self {
             Self::Normal => (Duration::from_millis(500), Duration::from_secs(60)),
             Self::Slow => (Duration::from_secs(30), Duration::from_secs(300)),
+            Self::Near => (Duration::from_millis(100), Duration::from_secs(30)),
         }
     }
 }

@@ -167,7 +167,7 @@ impl Boots {
 
     /// Adds a boot, unless it is known; forgets the oldest beyond the limit. True if it was new.
     pub fn enter(&mut self, boot: &BootId) -> bool {
-        if self.0.iter().any(|b| b.id == *boot) {
+        if self.rank(boot).is_some() {
             return false;
         }
         self.0.push(Boot { id: boot.clone(), zero_ms: None });
@@ -185,13 +185,19 @@ impl Boots {
         now.trusted
     }
 
+    /// Where a boot stands among those kept, the oldest first; `None` is older than all of them.
+    #[must_use]
+    pub fn rank(&self, boot: &BootId) -> Option<usize> {
+        self.0.iter().position(|b| b.id == *boot)
+    }
+
     /// Dates a moment of `boot`.
     #[must_use]
     pub fn date(&self, boot: &BootId, at: Now) -> Dated {
         if at.trusted {
             return Dated::Known { wall_ms: at.wall_ms };
         }
-        let index = self.0.iter().position(|b| b.id == *boot);
+        let index = self.rank(boot);
         if let Some(zero) = index.and_then(|i| self.0[i].zero_ms) {
             return Dated::Known { wall_ms: zero.saturating_add_unsigned(at.mono_ms) };
         }

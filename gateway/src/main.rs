@@ -1,3 +1,8 @@
 //! Arguments to command to exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args: Vec<_> = std::env::args_os().collect();
+    gardu::cli::main(&args)
+}

@@ -1,10 +1,9 @@
 //! Every number Prometheus sees, in one place. Names carry base units, counters end in `_total`, labels are bounded by
 //! the configuration or by an enum (DESIGN.md §7).
 
-use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    core::Collector,
-};
+/// Handles that others may keep: `prometheus` itself is named only here and in `http`.
+pub use prometheus::{Histogram, IntCounter, IntGauge};
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, core::Collector};
 
 /// Handles to every metric; clones share them.
 #[derive(Debug, Clone)]

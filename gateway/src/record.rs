@@ -223,6 +223,8 @@ pub enum StartReason {
     OtherMachine,
     /// The command center knows higher numbers than the store: a restored backup or a cloned card.
     RolledBack,
+    /// Part of the store could not be read and was set aside; numbers used may be missing from what is left.
+    Damaged,
 }
 
 /// Why numbers are lost.

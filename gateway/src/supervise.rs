@@ -41,11 +41,14 @@ impl Beat {
 /// How often every stage must mark its beat even when nothing happens.
 pub const BEAT_EVERY: Duration = Duration::from_secs(5);
 
+/// A stage without progress for this long is stuck: three beats, so that one long sync on a slow card is no alarm.
+pub const STALLED_AFTER: Duration = Duration::from_secs(15);
+
 /// Every stage's pulse.
 #[derive(Debug, Clone)]
 pub struct Pulse {
     clock: Clock,
-    stages: Arc<Mutex<Vec<(&'static str, Beat)>>>,
+    stages: Arc<Mutex<Vec<(Arc<str>, Beat)>>>,
 }
 
 impl Pulse {
@@ -57,20 +60,26 @@ impl Pulse {
 
     /// A new stage, counted as alive from now.
     #[must_use]
-    pub fn stage(&self, name: &'static str) -> Beat {
+    pub fn stage(&self, name: impl Into<Arc<str>>) -> Beat {
         let beat = Beat { clock: self.clock.clone(), last_mono_ms: Arc::default() };
         beat.mark();
-        self.stages.lock().expect("no panic while stages are listed").push((name, beat.clone()));
+        self.stages.lock().expect("no panic while stages are listed").push((name.into(), beat.clone()));
         beat
     }
 
     /// How long each stage has made no progress.
     #[must_use]
-    pub fn idle(&self) -> Vec<(&'static str, Duration)> {
+    pub fn idle(&self) -> Vec<(Arc<str>, Duration)> {
         let now_ms = self.clock.now().mono_ms;
         let stages = self.stages.lock().expect("no panic while stages are listed");
         let idle = |beat: &Beat| now_ms.saturating_sub(beat.last_mono_ms.load(Ordering::Relaxed));
-        stages.iter().map(|(name, beat)| (*name, Duration::from_millis(idle(beat)))).collect()
+        stages.iter().map(|(name, beat)| (name.clone(), Duration::from_millis(idle(beat)))).collect()
+    }
+
+    /// The stage that has been stuck longest, if any is: what the watchdog and `/healthz` judge by.
+    #[must_use]
+    pub fn stalled(&self) -> Option<(Arc<str>, Duration)> {
+        self.idle().into_iter().filter(|(_, idle)| *idle >= STALLED_AFTER).max_by_key(|(_, idle)| *idle)
     }
 }
 
@@ -81,7 +90,7 @@ pub enum Failure {
     #[error("{task}: {reason}")]
     Failed {
         /// Its name.
-        task: &'static str,
+        task: Arc<str>,
         /// What it said.
         reason: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -89,13 +98,13 @@ pub enum Failure {
     #[error("{task}: ended unexpectedly")]
     Ended {
         /// Its name.
-        task: &'static str,
+        task: Arc<str>,
     },
     /// It panicked: a bug.
     #[error("{task}: panicked: {reason}")]
     Panicked {
         /// Its name.
-        task: &'static str,
+        task: Arc<str>,
         /// The panic's message.
         reason: JoinError,
     },
@@ -112,8 +121,8 @@ pub enum Failure {
 /// Runs named tasks and stops them all when one fails.
 #[derive(Debug)]
 pub struct Supervisor {
-    tasks: JoinSet<(&'static str, Result<TaskResult, JoinError>)>,
-    running: Vec<&'static str>,
+    tasks: JoinSet<(Arc<str>, Result<TaskResult, JoinError>)>,
+    running: Vec<Arc<str>>,
     shutdown: Shutdown,
 }
 
@@ -132,16 +141,18 @@ impl Supervisor {
 
     /// Starts a task.
     #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
-    pub fn task(&mut self, name: &'static str, work: impl Future<Output = TaskResult> + Send + 'static) {
-        self.running.push(name);
+    pub fn task(&mut self, name: impl Into<Arc<str>>, work: impl Future<Output = TaskResult> + Send + 'static) {
+        let name = name.into();
+        self.running.push(name.clone());
         let work = tokio::spawn(work);
         self.tasks.spawn(async move { (name, work.await) });
     }
 
     /// Starts a thread for work that blocks.
     #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
-    pub fn thread(&mut self, name: &'static str, work: impl FnOnce() -> TaskResult + Send + 'static) {
-        self.running.push(name);
+    pub fn thread(&mut self, name: impl Into<Arc<str>>, work: impl FnOnce() -> TaskResult + Send + 'static) {
+        let name = name.into();
+        self.running.push(name.clone());
         let work = tokio::task::spawn_blocking(work);
         self.tasks.spawn(async move { (name, work.await) });
     }
@@ -173,7 +184,7 @@ impl Supervisor {
 
     fn judge(
         &mut self,
-        ended: Result<(&'static str, Result<TaskResult, JoinError>), JoinError>,
+        ended: Result<(Arc<str>, Result<TaskResult, JoinError>), JoinError>,
         may_end: bool,
     ) -> Result<(), Failure> {
         let (task, result) = ended.expect("the wrapper neither panics nor is aborted");

@@ -2,4 +2,4 @@
 alarm-communication = Device { $device } does not answer
 alarm-stale = Point { $point } sends nothing
 alarm-rule = Alarm { $rule } at { $point }
-alarm-test = Test alarm from { $gateway }
+alarm-test = Test alarm

@@ -2,4 +2,4 @@
 alarm-communication = Perangkat { $device } tidak menjawab
 alarm-stale = Titik { $point } tidak mengirim data
 alarm-rule = Alarm { $rule } pada { $point }
-alarm-test = Alarm uji dari { $gateway }
+alarm-test = Alarm uji

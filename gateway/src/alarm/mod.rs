@@ -8,8 +8,12 @@
 //! [`engine::Engine`] takes readings, commands and the time, and returns transitions; who stores and sends them is
 //! not its business.
 
+mod condition;
 pub mod engine;
 pub mod rule;
+mod state;
+#[cfg(test)]
+mod tests;
 
 use std::{fmt, sync::Arc};
 
@@ -37,6 +41,12 @@ impl AlarmId {
     #[must_use]
     pub fn communication(device: &Segment) -> Self {
         Self(format!("{device}/communication").into())
+    }
+
+    /// The alarm that people raise to try the way to the command center.
+    #[must_use]
+    pub fn test() -> Self {
+        Self("gateway/test".into())
     }
 
     /// An alarm's name as received from outside: 2 to 5 segments.
@@ -226,6 +236,15 @@ pub struct AlarmState {
     /// The record that told of the last transition: epoch and sequence in lane a. None before it was numbered.
     #[serde(default)]
     pub id: Option<(Epoch, u64)>,
-    /// The last transition: state, occurrence, active, acknowledged, latched are those after it.
+    /// The last transition: state, occurrence, active, acknowledged, latched are those after it. Of a removed alarm
+    /// they are what it returns to with its rule, and `at` is when it was removed.
     pub last: Transition,
+}
+
+impl AlarmState {
+    /// Where it stands for the world: a removed alarm is closed, whatever it would return to.
+    #[must_use]
+    pub const fn state(&self) -> State {
+        if self.configured { self.last.state } else { State::Norm }
+    }
 }

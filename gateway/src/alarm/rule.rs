@@ -125,7 +125,7 @@ impl Selector {
 pub enum Naming {
     /// Point `/` rule.
     PointAndRule,
-    /// The built-in `{device}/communication`.
+    /// The built-in `{device}/communication`; its rule names one point.
     Fixed(AlarmId),
 }
 

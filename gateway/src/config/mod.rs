@@ -3,11 +3,22 @@
 //! `read` turns TOML into these types and reports every problem at once with `file:line:column`; nothing else in the
 //! program looks at TOML. Durations are as written, sizes are bytes.
 
+mod alarms;
+mod center;
+mod document;
+mod files;
 pub mod language;
+mod modbus;
+mod mqtt;
+mod names;
+pub mod points;
+pub mod problem;
+pub mod read;
+pub mod units;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-pub use self::language::Language;
+pub use self::{language::Language, problem::Problems, read::load};
 use crate::{
     alarm::rule::Rule,
     reading::{PointId, Segment, Value},

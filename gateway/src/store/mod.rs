@@ -2,17 +2,43 @@
 //!
 //! Two chains, each a sled database with one thread that alone touches it: `alarm-1` (lane a and every state) is
 //! synced before anything is sent or acknowledged, `telemetry-1` (lane t) is synced in groups.
+//!
+//! Promises: a commit that returned survives a power cut, whole; one that did not is there whole or not at all. No
+//! number is given twice, also after a crash. Damage never prevents the start: what cannot be read is set aside as
+//! `bad-<n>-<chain>` beside the chains, and a new epoch begins. Limits: a stored value has at most
+//! [`RECORD_SIZE_MAX`] bytes; one process at a time.
+//!
+//! Reading order: `settled`, `envelope`, `layout` (pure: what lies on the disk), `durable` (sled, made safe),
+//! `chain` (one database), `committer` (its thread), `open` (both chains, epochs).
+
+mod chain;
+mod committer;
+mod durable;
+pub mod envelope;
+mod layout;
+mod open;
+mod settled;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::{path::PathBuf, sync::Arc};
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
+pub use self::open::{Committers, open};
+use self::{
+    committer::{Handle, Job},
+    layout::Write,
+};
 use crate::{
     alarm::{AlarmId, AlarmState},
     clock::{BootId, Boots, Now},
     command::Answer,
     reading::{PointId, Value},
-    record::{Epoch, Lane, LaneStatus, Record, StartReason},
+    record::{Epoch, Lane, LaneStatus, RECORD_SIZE_MAX, Record, StartReason},
 };
 
 /// Where and for whom a store is opened.
@@ -33,6 +59,8 @@ pub struct Recovered {
     pub epoch: Epoch,
     /// Set when the epoch is new: the pipeline records `stream.started` as its first record.
     pub started: Option<Started>,
+    /// Whether it ever replaced another epoch of this store.
+    pub epoch_replaced: bool,
     /// The number the next record of each lane gets.
     pub next: Next,
     /// Every alarm state kept, quiet and removed ones included.
@@ -45,17 +73,17 @@ pub struct Recovered {
     pub boots: Boots,
 }
 
-/// A new epoch, and what it replaces.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A new epoch, and what it replaces. Told at every open until the first record of the epoch is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Started {
     /// Why.
     pub reason: StartReason,
-    /// The epoch replaced and the last numbers used in it.
+    /// The epoch replaced and the numbers its next records would have got, 1 where none is known.
     pub replaces: Option<(Epoch, Next)>,
 }
 
 /// The next number of each lane.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Next {
     /// Lane a.
     pub a: u64,
@@ -64,7 +92,7 @@ pub struct Next {
 }
 
 /// An answer to an acting command, kept 24 hours or 10,000 commands.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StoredAnswer {
     /// When it was given.
     pub at: Now,
@@ -115,7 +143,8 @@ pub struct Stored {
 /// How far a lane has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
-    /// Epoch, next number, settled number.
+    /// Epoch, next number, settled number: the last of the present epoch up to which all are confirmed, whatever still
+    /// waits of earlier epochs.
     pub status: LaneStatus,
     /// The position the next record gets; everything below is durable.
     pub next_position: u64,
@@ -127,15 +156,77 @@ pub struct Head {
     pub oldest: Option<(BootId, Now)>,
 }
 
-/// Why the store cannot go on. Every handle is dead after one of these.
+/// Why a store cannot be opened. What lies there is left as it is.
 #[derive(Debug, Clone, thiserror::Error)]
+pub enum OpenError {
+    /// Another process holds it.
+    #[error("{}: another gardu uses this store; stop it first (`systemctl stop gardu`)", path.display())]
+    InUse {
+        /// The store's folder.
+        path: PathBuf,
+    },
+    /// Written by a version with another layout.
+    #[error(
+        "{}: stored in format {found}, this version knows format {}; install the version that wrote it, or move the \
+         folder away to begin anew",
+        path.display(),
+        layout::FORMAT
+    )]
+    Format {
+        /// The chain's folder.
+        path: PathBuf,
+        /// The format found.
+        found: u32,
+    },
+    /// The machine does not let us read or write there.
+    #[error("{}: {reason}; check that the disk has room, is not read-only, and that the folder belongs to us", path.display())]
+    Io {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        reason: Arc<str>,
+    },
+    /// The kernel has no random numbers for a new epoch.
+    #[error("no random numbers: {0}")]
+    Random(getrandom::Error),
+    /// The first write failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why the store refuses a job or cannot go on. After all but [`StoreError::TooLarge`] the chain is dead.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
+    /// Something to be stored exceeds [`RECORD_SIZE_MAX`]; nothing of its commit was written and its numbers are free.
+    #[error("{what}: {size} bytes stored, at most {RECORD_SIZE_MAX} are possible; split or shorten it")]
+    TooLarge {
+        /// Id of the record, or name of the state.
+        what: Arc<str>,
+        /// What it would take, in bytes.
+        size: usize,
+    },
+    /// A record does not carry the next number of its lane: a bug of the sender.
+    #[error("record {found} is out of order, {expected} is next")]
+    Misnumbered {
+        /// Its id.
+        found: Arc<str>,
+        /// The id the next record must have.
+        expected: Arc<str>,
+    },
     /// The disk or sled refused.
     #[error("{chain}: cannot write: {reason}; check that the disk has room and is not read-only")]
     Write {
         /// Which chain's folder.
         chain: &'static str,
         /// What the system said.
+        reason: Arc<str>,
+    },
+    /// What was written does not come back. The next start repairs or sets it aside.
+    #[error("{chain}: cannot read: {reason}; the store is damaged, restart to repair it")]
+    Read {
+        /// Which chain's folder.
+        chain: &'static str,
+        /// What sled said.
         reason: Arc<str>,
     },
     /// The chain's thread has ended.
@@ -146,57 +237,110 @@ pub enum StoreError {
     },
 }
 
-/// A handle to the open store; clones share it.
+/// A handle to the open store; clones share it. When the last is dropped, what is confirmed is written and the store
+/// closed.
 #[derive(Debug, Clone)]
-pub struct Store {}
+pub struct Store {
+    alarm: Lines,
+    telemetry: Lines,
+    boots: Arc<watch::Sender<Boots>>,
+}
+
+/// What leads to one chain and from it.
+#[derive(Debug, Clone)]
+struct Lines {
+    jobs: Handle,
+    head: watch::Receiver<Head>,
+}
 
 impl Store {
     /// Writes one step of the pipeline and returns when it is on stable storage.
-    pub async fn commit(&self, _commit: Commit) -> Result<(), StoreError> {
-        todo!()
+    ///
+    /// When it begins an epoch, lane t has begun it too when this returns.
+    pub async fn commit(&self, commit: Commit) -> Result<(), StoreError> {
+        let write = Write::of(&commit)?;
+        let size = write.size();
+        let boots = commit.boots.map(|boots| (self.boots.clone(), boots));
+        let job = |durable: oneshot::Sender<()>| {
+            let done = move || {
+                if let Some((watch, boots)) = boots {
+                    watch.send_replace(boots);
+                }
+                let _ = durable.send(());
+            };
+            Job::Write { write, done: Box::new(done) }
+        };
+        self.alarm.jobs.ask(job, size).await?;
+        let epoch = self.alarm.head.borrow().status.epoch.clone();
+        if self.telemetry.head.borrow().status.epoch != epoch {
+            let adopt = Write { adopt: Some(epoch), ..Write::default() };
+            self.telemetry.jobs.ask(|durable| writing(adopt, durable), 0).await?;
+        }
+        Ok(())
     }
 
     /// Hands lane-t records over; returns when they are queued, and the receiver resolves when they are on stable
     /// storage.
-    pub async fn commit_telemetry(&self, _records: Vec<Record>) -> Result<oneshot::Receiver<()>, StoreError> {
-        todo!()
+    pub async fn commit_telemetry(&self, records: Vec<Record>) -> Result<oneshot::Receiver<()>, StoreError> {
+        let write = Write::of_records(&records)?;
+        let size = write.size();
+        let (durable, written) = oneshot::channel();
+        self.telemetry.jobs.send(writing(write, durable), size).await?;
+        Ok(written)
     }
 
-    /// Waiting records of a lane from `position` on, oldest first, at most `records_max`; those already confirmed are
-    /// passed over.
-    pub async fn read(&self, _lane: Lane, _position: u64, _records_max: usize) -> Result<Vec<Stored>, StoreError> {
-        todo!()
+    /// Waiting records of a lane from `position` on, oldest first, at most `records_max` and 256; those already
+    /// confirmed are passed over.
+    pub async fn read(&self, lane: Lane, position: u64, records_max: usize) -> Result<Vec<Stored>, StoreError> {
+        self.lines(lane).jobs.ask(|answer| Job::Read { position, records_max, answer }, 0).await
     }
 
     /// Confirms records; durable with the next group. Confirming twice is harmless.
-    pub async fn confirm(&self, _lane: Lane, _positions: Vec<u64>) -> Result<(), StoreError> {
-        todo!()
+    pub async fn confirm(&self, lane: Lane, positions: Vec<u64>) -> Result<(), StoreError> {
+        let size = size_of_val(&*positions);
+        self.lines(lane).jobs.send(Job::Confirm(positions), size).await
     }
 
     /// State of one alarm.
-    pub async fn alarm(&self, _id: AlarmId) -> Result<Option<AlarmState>, StoreError> {
-        todo!()
+    pub async fn alarm(&self, id: AlarmId) -> Result<Option<AlarmState>, StoreError> {
+        self.alarm.jobs.ask(|answer| Job::Alarm(id, answer), 0).await
     }
 
     /// State of every alarm kept.
     pub async fn alarms(&self) -> Result<Vec<AlarmState>, StoreError> {
-        todo!()
+        self.alarm.jobs.ask(Job::Alarms, 0).await
     }
 
     /// Counts one CONNECT of the uplink, durably; returns its number, from 1.
     pub async fn next_session(&self) -> Result<u64, StoreError> {
-        todo!()
+        self.alarm.jobs.ask(Job::Session, 0).await
     }
 
     /// How far a lane has come; changes when records become durable or confirmed.
     #[must_use]
-    pub fn head(&self, _lane: Lane) -> watch::Receiver<Head> {
-        todo!()
+    pub fn head(&self, lane: Lane) -> watch::Receiver<Head> {
+        self.lines(lane).head.clone()
     }
 
     /// What is known of the clock in each boot.
     #[must_use]
     pub fn boots(&self) -> watch::Receiver<Boots> {
-        todo!()
+        self.boots.subscribe()
+    }
+
+    const fn lines(&self, lane: Lane) -> &Lines {
+        match lane {
+            Lane::Alarm => &self.alarm,
+            Lane::Telemetry => &self.telemetry,
+        }
+    }
+}
+
+fn writing(write: Write, durable: oneshot::Sender<()>) -> Job {
+    Job::Write {
+        write,
+        done: Box::new(move || {
+            let _ = durable.send(());
+        }),
     }
 }

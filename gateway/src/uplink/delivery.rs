@@ -315,10 +315,11 @@ impl Delivery {
             pause.probe = Some(token);
         }
         let past = self.past.entry((queue.lane(), position)).or_insert(Past { first_sent: now, invalid: 0 });
+        let first_sent = past.first_sent;
         let in_front: usize = Lane::ALL.into_iter().map(|lane| self.bytes_in_flight(lane)).sum();
         let entry = self.lines[queue.index()].held.get_mut(&position).expect("the position was just found");
         entry.state = Flight::InFlight { since: now, bytes: in_front + entry.stored.size };
-        Handed { stored: &entry.stored, first_sent: past.first_sent }
+        Handed { stored: &entry.stored, first_sent }
     }
 
     /// The wire did not take it after all.

@@ -660,3 +660,6 @@ fn in_language(mut texts: Texts, language: Language) -> Texts {
     }
     texts
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,8 @@
 pub mod commands;
 pub mod delivery;
 pub mod message;
+mod readback;
+pub mod session;
 
 /// Below `reply/`: where a connection's own marker travels, so that all retained messages before it have been read.
 const READBACK: &str = "readback";

@@ -15,6 +15,7 @@ use tokio_modbus::{
 
 use super::{decode::Answer, plan::Request, poll::Trouble};
 use crate::{
+    backoff::{Backoff, Jitter, Pace},
     clock::Clock,
     config::{Bus, Link, Table},
     metrics::Metrics,
@@ -23,10 +24,6 @@ use crate::{
 
 /// How long a connect may take: long enough for one lost SYN to be sent again (RFC 6298: after 1 s, then 2 s).
 const CONNECT_MAX: Duration = Duration::from_millis(3_500);
-/// First pause after a failed connect: a device that was just reset needs about so long.
-const BACKOFF_MIN_MS: u64 = 100;
-/// Longest pause: what a technician waits after plugging the cable in.
-const BACKOFF_MAX_MS: u64 = 30_000;
 
 /// A bus's connection, open or not.
 pub struct Wire {
@@ -38,6 +35,7 @@ pub struct Wire {
     open: Option<Context>,
     /// Connects that failed since the last that did not.
     failures: u32,
+    backoff: Backoff,
     /// No connect before this time.
     retry_at_ms: u64,
     /// Of the busy time, what is not yet a whole millisecond.
@@ -56,6 +54,7 @@ impl Wire {
             metrics,
             open: None,
             failures: 0,
+            backoff: Backoff::default(),
             retry_at_ms: 0,
             busy_rest_s: 0.0,
         }
@@ -109,13 +108,16 @@ impl Wire {
                         tracing::info!(bus = %self.bus, failures = self.failures, "the bus can be reached again");
                     }
                     self.failures = 0;
+                    self.backoff = Backoff::default();
                     self.open = Some(context);
                 }
                 Err(error) => {
                     if self.failures == 0 {
                         tracing::warn!(bus = %self.bus, host, port, %error, "the bus cannot be reached");
                     }
-                    self.retry_at_ms = self.clock.now().mono_ms.saturating_add(backoff_ms(self.failures));
+                    let pause = self.backoff.after(Duration::ZERO, Pace::Near, Jitter::random());
+                    let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+                    self.retry_at_ms = self.clock.now().mono_ms.saturating_add(pause_ms);
                     self.failures = self.failures.saturating_add(1);
                 }
             }
@@ -142,12 +144,6 @@ async fn open_tcp(host: &str, port: u16) -> io::Result<Context> {
     // A request is one small segment: Nagle would hold it back for the acknowledgement of the one before.
     stream.set_nodelay(true)?;
     Ok(tcp::attach(stream))
-}
-
-/// Between half and all of 100 ms, 200 ms, 400 ms … 30 s.
-fn backoff_ms(failures: u32) -> u64 {
-    let most_ms = (BACKOFF_MIN_MS << failures.min(16)).min(BACKOFF_MAX_MS);
-    fastrand::u64(most_ms / 2..=most_ms)
 }
 
 const fn function(request: &Request) -> tokio_modbus::Request<'static> {
@@ -189,20 +185,5 @@ fn judge(request: &Request, response: Called) -> Result<Answer, Trouble> {
             _ => Trouble::Broken,
         }),
         Err(_elapsed) => Err(Trouble::Timeout),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn attempts_are_spaced_out_at_random_between_100_ms_and_30_s() {
-        for (failures, least, most) in [(0, 50, 100), (1, 100, 200), (8, 12_800, 25_600), (9, 15_000, 30_000)] {
-            let all: Vec<u64> = (0..200).map(|_| backoff_ms(failures)).collect();
-            assert!(all.iter().all(|ms| (least..=most).contains(ms)), "{failures}: {all:?}");
-            assert!(all.iter().any(|ms| *ms != all[0]), "not at random");
-        }
-        assert!(backoff_ms(u32::MAX) <= BACKOFF_MAX_MS);
     }
 }

@@ -43,17 +43,16 @@ impl ListenTask {
                     self.serve(listener).await;
                     return Ok(());
                 }
+                // Not our address yet (no link at boot), or still held by another program.
                 Err(reason) => {
                     let why = format!("cannot listen on {}: {reason}; trying again", self.address);
                     self.intake.complain("listen", &why, self.clock.now());
                 }
             }
-            // An address that is not ours yet (no link at boot), or another program's, may become ours.
-            let pause = backoff.after(Duration::ZERO, Pace::Normal, Jitter::random());
             // Silence is told by the points' own alarms once the listener is up; there is nothing to hear before.
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(backoff.after(Duration::ZERO, Pace::Near, Jitter::random())) => {}
             }
         }
     }

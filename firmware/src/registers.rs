@@ -1,0 +1,397 @@
+//! The node's Modbus map: every bit and register a master may read or write, as one table.
+//!
+//! One request reads all that is polled: inputs 0 to 15 hold the contacts, the measured values, the event counters and
+//! the node's health. Names and types are those of the gateway's configuration; addresses are 0-based, as on the wire;
+//! numbers of several registers have their high word first (order `abcd`).
+//!
+//! Event counters count edges to active. They wrap from 65535 to 0 and are never cleared, by reading least of all: a
+//! master that lost an answer asks again and has missed nothing, and two masters do not steal from each other. See
+//! [`events_between`].
+//!
+//! | table | address | name | type | unit | exponent | access | meaning |
+//! |---|---|---|---|---|---|---|---|
+//! | coil | 0 | output-1 | bool | | 0 | read-write | relay 1 is on |
+//! | coil | 1 | output-2 | bool | | 0 | read-write | relay 2 is on |
+//! | coil | 2 | identify | bool | | 0 | read-write | the lamp blinks, to find this node among many |
+//! | discrete | 0 | contact-1 | bool | | 0 | read-only | contact 1 is active, after debouncing |
+//! | discrete | 1 | contact-2 | bool | | 0 | read-only | contact 2 is active, after debouncing |
+//! | discrete | 2 | contact-3 | bool | | 0 | read-only | contact 3 is active, after debouncing |
+//! | discrete | 3 | contact-4 | bool | | 0 | read-only | contact 4 is active, after debouncing |
+//! | discrete | 4 | fault | bool | | 0 | read-only | any bit of input faults is set |
+//! | input | 0 | contacts | u16 | | 0 | read-only | bit 0 to 3: contact 1 to 4, as the discrete inputs |
+//! | input | 1 | temperature | i16 | °C | -1 | read-only | inside the housing; -32768 without a value |
+//! | input | 2 | humidity | u16 | % | -1 | read-only | relative, inside the housing; 65535 without a value |
+//! | input | 3 | supply | u16 | V | -3 | read-only | supply voltage |
+//! | input | 4 | current-1 | u16 | mA | -3 | read-only | current loop 1; 65535 without a value |
+//! | input | 5 | current-2 | u16 | mA | -3 | read-only | current loop 2; 65535 without a value |
+//! | input | 6 | contact-1-events | u16 | | 0 | read-only | activations of contact 1, modulo 65536 |
+//! | input | 7 | contact-2-events | u16 | | 0 | read-only | activations of contact 2, modulo 65536 |
+//! | input | 8 | contact-3-events | u16 | | 0 | read-only | activations of contact 3, modulo 65536 |
+//! | input | 9 | contact-4-events | u16 | | 0 | read-only | activations of contact 4, modulo 65536 |
+//! | input | 10 | faults | u16 | | 0 | read-only | standing faults, see `Fault` |
+//! | input | 11 | uptime | u32 | s | 0 | read-only | since the last reset |
+//! | input | 13 | reset-cause | u16 | | 0 | read-only | why it started last, see `ResetCause` |
+//! | input | 14 | resets | u16 | | 0 | read-only | starts since it was made, modulo 65536 |
+//! | input | 15 | bus-errors | u16 | | 0 | read-only | frames with a wrong checksum, modulo 65536 |
+//! | input | 256 | map-version | u16 | | 0 | read-only | version of this table |
+//! | input | 257 | version-major | u16 | | 0 | read-only | firmware version |
+//! | input | 258 | version-minor | u16 | | 0 | read-only | firmware version |
+//! | input | 259 | version-patch | u16 | | 0 | read-only | firmware version |
+//! | input | 260 | serial-number | u64 | | 0 | read-only | the chip's own number |
+//! | holding | 0 | unit | u16 | | 0 | read-write | Modbus unit of this node, 1 to 247 |
+//! | holding | 1 | baud | u16 | Bd | 2 | read-write | 12 to 1152: 1200 to 115200 baud |
+//! | holding | 2 | parity | u16 | | 0 | read-write | see `Parity` |
+//! | holding | 3 | stop-bits | u16 | | 0 | read-write | 1 or 2 |
+//! | holding | 4 | debounce-1 | u16 | ms | 0 | read-write | how long contact 1 must rest, 1 to 10000 |
+//! | holding | 5 | debounce-2 | u16 | ms | 0 | read-write | how long contact 2 must rest, 1 to 10000 |
+//! | holding | 6 | debounce-3 | u16 | ms | 0 | read-write | how long contact 3 must rest, 1 to 10000 |
+//! | holding | 7 | debounce-4 | u16 | ms | 0 | read-write | how long contact 4 must rest, 1 to 10000 |
+//! | holding | 8 | apply | u16 | | 0 | read-write | write 1 to keep and use holding 0 to 7; reads 1 while they differ |
+
+/// Version of [`MAP`]: changed whenever an entry moves or changes its meaning, not when one is added.
+pub const MAP_VERSION: u16 = 1;
+
+/// One of the four Modbus tables (Modbus Application Protocol 1.1b3 §4.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Table {
+    /// Read-write bits.
+    Coil,
+    /// Read-only bits.
+    Discrete,
+    /// Read-only words.
+    Input,
+    /// Read-write words.
+    Holding,
+}
+
+/// How a value lies in its table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Type {
+    /// One bit.
+    Bool,
+    /// One register.
+    U16,
+    /// One register, two's complement.
+    I16,
+    /// Two registers, high word first.
+    U32,
+    /// Four registers, high word first.
+    U64,
+}
+
+impl Type {
+    /// How many bits (of a bit table) or registers it takes.
+    #[must_use]
+    pub const fn width(self) -> u16 {
+        match self {
+            Self::Bool | Self::U16 | Self::I16 => 1,
+            Self::U32 => 2,
+            Self::U64 => 4,
+        }
+    }
+}
+
+/// What a master may do with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Read only.
+    Read,
+    /// Read and write.
+    ReadWrite,
+}
+
+/// One named value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// Where.
+    pub table: Table,
+    /// First address, 0-based.
+    pub address: u16,
+    /// Its name, fit for a point of the gateway.
+    pub name: &'static str,
+    /// How it lies there.
+    pub type_: Type,
+    /// Unit of the scaled value; empty where it has none.
+    pub unit: &'static str,
+    /// The value is the raw number × 10^exponent.
+    pub exponent: i8,
+    /// What a master may do.
+    pub access: Access,
+    /// What it says.
+    pub meaning: &'static str,
+}
+
+impl Entry {
+    /// The first address behind it.
+    #[must_use]
+    pub const fn end(&self) -> u16 {
+        self.address + self.type_.width()
+    }
+}
+
+/// Everything, by table and address.
+pub const MAP: &[Entry] = &[
+    output(0, "output-1", "relay 1 is on"),
+    output(1, "output-2", "relay 2 is on"),
+    output(2, "identify", "the lamp blinks, to find this node among many"),
+    contact(0, "contact-1", "contact 1 is active, after debouncing"),
+    contact(1, "contact-2", "contact 2 is active, after debouncing"),
+    contact(2, "contact-3", "contact 3 is active, after debouncing"),
+    contact(3, "contact-4", "contact 4 is active, after debouncing"),
+    contact(4, "fault", "any bit of input faults is set"),
+    input(0, "contacts", Type::U16, "bit 0 to 3: contact 1 to 4, as the discrete inputs"),
+    input(1, "temperature", Type::I16, "inside the housing; -32768 without a value").in_unit("°C", -1),
+    input(2, "humidity", Type::U16, "relative, inside the housing; 65535 without a value").in_unit("%", -1),
+    input(3, "supply", Type::U16, "supply voltage").in_unit("V", -3),
+    input(4, "current-1", Type::U16, "current loop 1; 65535 without a value").in_unit("mA", -3),
+    input(5, "current-2", Type::U16, "current loop 2; 65535 without a value").in_unit("mA", -3),
+    input(6, "contact-1-events", Type::U16, "activations of contact 1, modulo 65536"),
+    input(7, "contact-2-events", Type::U16, "activations of contact 2, modulo 65536"),
+    input(8, "contact-3-events", Type::U16, "activations of contact 3, modulo 65536"),
+    input(9, "contact-4-events", Type::U16, "activations of contact 4, modulo 65536"),
+    input(10, "faults", Type::U16, "standing faults, see `Fault`"),
+    input(11, "uptime", Type::U32, "since the last reset").in_unit("s", 0),
+    input(13, "reset-cause", Type::U16, "why it started last, see `ResetCause`"),
+    input(14, "resets", Type::U16, "starts since it was made, modulo 65536"),
+    input(15, "bus-errors", Type::U16, "frames with a wrong checksum, modulo 65536"),
+    input(256, "map-version", Type::U16, "version of this table"),
+    input(257, "version-major", Type::U16, "firmware version"),
+    input(258, "version-minor", Type::U16, "firmware version"),
+    input(259, "version-patch", Type::U16, "firmware version"),
+    input(260, "serial-number", Type::U64, "the chip's own number"),
+    holding(0, "unit", "Modbus unit of this node, 1 to 247"),
+    holding(1, "baud", "12 to 1152: 1200 to 115200 baud").in_unit("Bd", 2),
+    holding(2, "parity", "see `Parity`"),
+    holding(3, "stop-bits", "1 or 2"),
+    holding(4, "debounce-1", "how long contact 1 must rest, 1 to 10000").in_unit("ms", 0),
+    holding(5, "debounce-2", "how long contact 2 must rest, 1 to 10000").in_unit("ms", 0),
+    holding(6, "debounce-3", "how long contact 3 must rest, 1 to 10000").in_unit("ms", 0),
+    holding(7, "debounce-4", "how long contact 4 must rest, 1 to 10000").in_unit("ms", 0),
+    holding(8, "apply", "write 1 to keep and use holding 0 to 7; reads 1 while they differ"),
+];
+
+/// How many events lie between two readings of a counter, given that there were fewer than 65536.
+#[must_use]
+pub const fn events_between(earlier: u16, later: u16) -> u16 {
+    later.wrapping_sub(earlier)
+}
+
+/// A bit of input `faults`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Fault {
+    /// The climate sensor does not answer.
+    ClimateSensor = 1 << 0,
+    /// Current loop 1 is open or shorted.
+    CurrentLoop1 = 1 << 1,
+    /// Current loop 2 is open or shorted.
+    CurrentLoop2 = 1 << 2,
+    /// The supply is below what the relays need.
+    SupplyLow = 1 << 3,
+    /// The kept settings were damaged; the node runs on its defaults.
+    SettingsLost = 1 << 4,
+}
+
+/// Input `reset-cause`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum ResetCause {
+    /// The chip does not say.
+    Unknown = 0,
+    /// Power came on.
+    PowerOn = 1,
+    /// Its own watchdog ended a hang.
+    Watchdog = 2,
+    /// The supply sagged.
+    BrownOut = 3,
+    /// It asked for it: new settings or new firmware.
+    Software = 4,
+    /// The reset button.
+    Button = 5,
+}
+
+/// Holding `parity`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Parity {
+    /// No parity bit.
+    None = 0,
+    /// Even parity: the default of the Modbus serial line specification.
+    Even = 1,
+    /// Odd parity.
+    Odd = 2,
+}
+
+impl Parity {
+    /// What a master wrote, if it means anything.
+    #[must_use]
+    pub const fn from_register(raw: u16) -> Option<Self> {
+        match raw {
+            0 => Some(Self::None),
+            1 => Some(Self::Even),
+            2 => Some(Self::Odd),
+            _ => None,
+        }
+    }
+}
+
+impl Entry {
+    const fn new(table: Table, address: u16, name: &'static str, type_: Type, meaning: &'static str) -> Self {
+        let access = match table {
+            Table::Coil | Table::Holding => Access::ReadWrite,
+            Table::Discrete | Table::Input => Access::Read,
+        };
+        Self { table, address, name, type_, unit: "", exponent: 0, access, meaning }
+    }
+
+    const fn in_unit(self, unit: &'static str, exponent: i8) -> Self {
+        Self { unit, exponent, ..self }
+    }
+}
+
+const fn output(address: u16, name: &'static str, meaning: &'static str) -> Entry {
+    Entry::new(Table::Coil, address, name, Type::Bool, meaning)
+}
+
+const fn contact(address: u16, name: &'static str, meaning: &'static str) -> Entry {
+    Entry::new(Table::Discrete, address, name, Type::Bool, meaning)
+}
+
+const fn input(address: u16, name: &'static str, type_: Type, meaning: &'static str) -> Entry {
+    Entry::new(Table::Input, address, name, type_, meaning)
+}
+
+const fn holding(address: u16, name: &'static str, meaning: &'static str) -> Entry {
+    Entry::new(Table::Holding, address, name, Type::U16, meaning)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, format, string::String, vec::Vec};
+
+    use super::*;
+
+    /// Longest read request (Modbus Application Protocol 1.1b3 §6.4).
+    const REQUEST_REGISTERS_MAX: u16 = 125;
+
+    fn of(table: Table) -> Vec<&'static Entry> {
+        MAP.iter().filter(|entry| entry.table == table).collect()
+    }
+
+    fn named(name: &str) -> &'static Entry {
+        MAP.iter().find(|entry| entry.name == name).expect(name)
+    }
+
+    #[test]
+    fn no_two_entries_overlap_and_the_table_is_in_order() {
+        for pair in MAP.windows(2) {
+            let (a, b) = (pair[0], pair[1]);
+            assert!(a.table < b.table || (a.table == b.table && a.end() <= b.address), "{} and {}", a.name, b.name);
+        }
+    }
+
+    #[test]
+    fn one_request_reads_values_counters_and_health() {
+        let polled: Vec<_> =
+            of(Table::Input).into_iter().filter(|entry| entry.address < named("map-version").address).collect();
+        let mut next = 0;
+        for entry in &polled {
+            assert_eq!(entry.address, next, "a gap before {}", entry.name);
+            next = entry.end();
+        }
+        assert!(next <= REQUEST_REGISTERS_MAX);
+        for name in ["contacts", "temperature", "contact-1-events", "contact-4-events", "faults", "uptime", "resets"] {
+            assert!(polled.contains(&named(name)), "{name} needs a request of its own");
+        }
+    }
+
+    #[test]
+    fn identity_and_settings_each_fit_one_request() {
+        for (table, first) in [(Table::Input, "map-version"), (Table::Holding, "unit"), (Table::Discrete, "contact-1")]
+        {
+            let mut next = named(first).address;
+            for entry in of(table).into_iter().filter(|entry| entry.address >= named(first).address) {
+                assert_eq!(entry.address, next, "a gap before {}", entry.name);
+                next = entry.end();
+            }
+        }
+    }
+
+    #[test]
+    fn bits_lie_in_bit_tables_and_only_coils_and_holdings_are_written() {
+        for entry in MAP {
+            let bit_table = matches!(entry.table, Table::Coil | Table::Discrete);
+            assert_eq!(entry.type_ == Type::Bool, bit_table, "{}", entry.name);
+            let written = matches!(entry.table, Table::Coil | Table::Holding);
+            assert_eq!(entry.access == Access::ReadWrite, written, "{}", entry.name);
+        }
+    }
+
+    #[test]
+    fn every_contact_has_its_bit_its_counter_and_its_debounce() {
+        for contact in 1..=4 {
+            let bit = named(&format!("contact-{contact}"));
+            assert_eq!((bit.table, bit.address), (Table::Discrete, contact - 1));
+            let counter = named(&format!("contact-{contact}-events"));
+            assert_eq!((counter.table, counter.type_, counter.access), (Table::Input, Type::U16, Access::Read));
+            assert_eq!(named(&format!("debounce-{contact}")).unit, "ms");
+        }
+    }
+
+    #[test]
+    fn names_are_unique_and_fit_the_gateway() {
+        let names: BTreeSet<_> = MAP.iter().map(|entry| entry.name).collect();
+        assert_eq!(names.len(), MAP.len());
+        let fits =
+            |name: &&str| name.len() <= 64 && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+        assert!(names.iter().all(fits));
+    }
+
+    #[test]
+    fn a_counter_that_wraps_loses_no_event() {
+        assert_eq!(events_between(65_534, 3), 5);
+        assert_eq!(events_between(7, 7), 0);
+    }
+
+    #[test]
+    fn a_parity_that_means_nothing_is_refused() {
+        for parity in [Parity::None, Parity::Even, Parity::Odd] {
+            assert_eq!(Parity::from_register(parity as u16), Some(parity));
+        }
+        assert_eq!(Parity::from_register(3), None);
+    }
+
+    #[test]
+    fn the_documented_table_is_this_table() {
+        let documented: Vec<&str> = include_str!("registers.rs")
+            .lines()
+            .filter_map(|line| line.strip_prefix("//! | "))
+            .filter(|row| !row.starts_with("table"))
+            .collect();
+        let rows: Vec<String> = MAP.iter().map(row).collect();
+        assert_eq!(documented, rows);
+    }
+
+    fn row(entry: &Entry) -> String {
+        let table = match entry.table {
+            Table::Coil => "coil",
+            Table::Discrete => "discrete",
+            Table::Input => "input",
+            Table::Holding => "holding",
+        };
+        let type_ = match entry.type_ {
+            Type::Bool => "bool",
+            Type::U16 => "u16",
+            Type::I16 => "i16",
+            Type::U32 => "u32",
+            Type::U64 => "u64",
+        };
+        let access = match entry.access {
+            Access::Read => "read-only",
+            Access::ReadWrite => "read-write",
+        };
+        let unit = if entry.unit.is_empty() { String::new() } else { format!("{} ", entry.unit) };
+        let Entry { address, name, exponent, meaning, .. } = entry;
+        format!("{table} | {address} | {name} | {type_} | {unit}| {exponent} | {access} | {meaning} |")
+    }
+}

@@ -1,0 +1,164 @@
+//! Files to [`Config`]: every problem in one run, or the proof that there is none.
+//!
+//! The files are parsed, their sections joined (single ones may stand in any file but only once, lists add up), read
+//! strictly, and then checked against each other. Relative paths start from the folder of the file they stand in.
+//!
+//! Limits: 1 MiB a file, 4 MiB and 256 files in all, [`super::problem::SHOWN_MAX`] problems shown.
+
+use std::path::{Path, PathBuf};
+
+use toml::de::DeTable;
+
+use super::{
+    Config, Report, alarms, center,
+    document::Section,
+    files, modbus, mqtt,
+    names::Names,
+    problem::{Findings, Nature, Problems, Source, Spot},
+};
+
+/// Syntax problems noted of one file: who has more has not written TOML.
+const SYNTAX_SHOWN_MAX: usize = 20;
+/// Recovering after a syntax error keeps a record of each; beyond this size only the first is looked for.
+const RECOVERABLE_BYTES_MAX: usize = 64 * 1024;
+
+/// Reads the configuration at `path` and in `gardu.d` beside it.
+pub fn load(path: &Path) -> Result<Config, Problems> {
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    load_with(path, credentials.as_deref())
+}
+
+/// [`load`] with the folder that `${CREDENTIALS_DIRECTORY}` stands for.
+pub fn load_with(path: &Path, credentials: Option<&Path>) -> Result<Config, Problems> {
+    let (sources, troubles): (Vec<Source>, Vec<_>) = files::gather(path).into_iter().unzip();
+    let findings = Findings::new(&sources);
+    for (file, trouble) in troubles.into_iter().enumerate() {
+        if let Some((offset, kind, args)) = trouble {
+            findings.add(Spot { file, offset }, Nature::Unread, kind, &args);
+        }
+    }
+    let tables: Vec<DeTable<'_>> = (0..sources.len()).map(|file| parse(file, &findings)).collect();
+    let tops: Vec<Section<'_>> =
+        tables.iter().enumerate().map(|(file, table)| Section::top(file, table, &findings)).collect();
+    let document = Document { tops };
+    let language = center::language(&document);
+    let config = read(&document, credentials);
+    drop(document);
+    drop(tables);
+    match (findings.finish(language), config) {
+        (Some(problems), _) => Err(problems),
+        (None, Some(config)) => Ok(config),
+        (None, None) => unreachable!("a value that could not be read was noted as a problem"),
+    }
+}
+
+fn parse<'a>(file: usize, findings: &Findings<'a>) -> DeTable<'a> {
+    let Source { text, .. } = &findings.sources[file];
+    let (table, errors) = if text.len() <= RECOVERABLE_BYTES_MAX {
+        DeTable::parse_recoverable(text)
+    } else {
+        DeTable::parse(text)
+            .map_or_else(|e| (toml::Spanned::new(0..0, DeTable::new()), vec![e]), |table| (table, vec![]))
+    };
+    for error in errors.into_iter().take(SYNTAX_SHOWN_MAX) {
+        let span = error.span().unwrap_or(0..0);
+        let spot = Spot { file, offset: Some(span.start) };
+        match (error.message(), text.get(span)) {
+            ("duplicate key", Some(key)) => findings.add(spot, Nature::Unread, "check-twice", &[("key", key.into())]),
+            (detail, _) => findings.add(spot, Nature::Unread, "check-syntax", &[("detail", detail.into())]),
+        }
+    }
+    table.into_inner()
+}
+
+/// All files as one.
+pub(super) struct Document<'a> {
+    pub(super) tops: Vec<Section<'a>>,
+}
+
+impl<'a> Document<'a> {
+    /// A section that stands once, in any file.
+    pub(super) fn single(&self, key: &'static str, header: &'static str) -> Option<Section<'a>> {
+        let mut found = self.tops.iter().filter_map(|top| top.get(key));
+        let first = found.next()?;
+        for again in found {
+            let place = first.findings.place(first.spot).to_string();
+            again.wrong::<()>("check-clash", &[("name", header.into()), ("place", place.into())]);
+        }
+        first.section(header)
+    }
+
+    /// [`Document::single`], and a problem if it is nowhere.
+    pub(super) fn required(&self, key: &'static str, header: &'static str, example: &str) -> Option<Section<'a>> {
+        let nowhere = self.tops.iter().all(|top| !top.has(key));
+        if let (true, Some(main)) = (nowhere, self.tops.first()) {
+            main.missing("check-missing-section", &[("header", header.into()), ("example", example.into())]);
+        }
+        self.single(key, header)
+    }
+
+    /// The sections of a list, from all files.
+    pub(super) fn list(&self, key: &'static str, header: &'static str) -> Vec<Section<'a>> {
+        self.tops.iter().flat_map(|top| top.sections(key, header)).collect()
+    }
+}
+
+fn read(document: &Document<'_>, credentials: Option<&Path>) -> Option<Config> {
+    let gateway = center::gateway(document);
+    let command_center = center::command_center(document, credentials);
+    let outbox = center::outbox(document);
+    let mut listeners = center::Listeners::default();
+    let http = center::http(document, &mut listeners);
+    let (telemetry, report_default) = center::telemetry(document);
+    let language = gateway.as_ref().map(|g| g.language).unwrap_or_default();
+
+    let mut names = Names::default();
+    let report = |section: &Section<'_>, measured| report(section, report_default, measured);
+    let (modbus, mut built_in) = modbus::buses(&document.list("modbus", "[[modbus]]"), &mut names, report);
+    let inputs = document.list("mqtt", "[[mqtt]]");
+    let (mqtt, stale) = mqtt::inputs(&inputs, &mut names, &mut listeners, credentials, report);
+    built_in.extend(stale);
+    let mut rules = alarms::rules(&document.list("alarm", "[[alarm]]"), &names, language);
+    rules.extend(built_in);
+    document.tops.iter().for_each(Section::finish);
+
+    let findings = document.tops.first()?.findings;
+    let mut crc = crc32fast::Hasher::new();
+    findings.sources.iter().for_each(|source| crc.update(source.text.as_bytes()));
+    let fingerprint = format!("{:08x}", crc.finalize());
+    Some(Config {
+        gateway: gateway?,
+        command_center: command_center?,
+        outbox,
+        http,
+        modbus,
+        mqtt,
+        rules,
+        telemetry,
+        fingerprint,
+    })
+}
+
+/// Whether a point has a size, so that a deadband means something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Measured {
+    /// A number, or not known yet.
+    Perhaps,
+    /// A contact or a text: every change counts.
+    Never,
+}
+
+/// Reads `report` and `deadband` of a point or subscription.
+fn report(section: &Section<'_>, default: Report, measured: Measured) -> Report {
+    let report = section.or("report", default, center::report);
+    let Some(node) = section.get("deadband") else { return report };
+    let deadband = node.number_in(0.0..=f64::MAX).unwrap_or_default();
+    match (report, measured) {
+        (Report::Change { .. }, Measured::Perhaps) => Report::Change { deadband },
+        (Report::Change { .. }, Measured::Never) => node.wrong("check-deadband-type", &[]).unwrap_or(report),
+        (Report::Interval | Report::Off, _) => node.wrong("check-deadband-report", &[]).unwrap_or(report),
+    }
+}
+
+#[cfg(test)]
+mod tests;

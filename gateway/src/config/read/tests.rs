@@ -1,0 +1,687 @@
+//! Every mistake at its exact place: `«kind»` in a text stands right before the place where that problem belongs.
+
+use std::{fs, time::Duration};
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+use crate::{
+    alarm::{
+        Severity,
+        rule::{Acknowledgement, Condition, Naming},
+    },
+    config::{DeliveredWhen, Endpoint, Language, MqttVersion, Order, Table, Type, problem::SHOWN_MAX},
+    reading::{PointId, Value},
+    text,
+};
+
+/// A valid start, for texts about something else.
+const BASE: &str = "[gateway]\nid = \"taman\"\n[command_center]\nurls = [\"mqtt://127.0.0.1\"]\n";
+/// A bus with points of every kind.
+const BUS: &str = r#"
+    [[modbus]]
+    name = "cabinet"
+    url = "tcp://10.0.0.5"
+    [[modbus.device]]
+    name = "panel"
+    unit = 1
+    point = [
+        { name = "door", register = "discrete:0" },
+        { name = "temp", register = "input:1", type = "i16", scale = 0.1, range = [-40, 80] },
+        { name = "presses", register = "input:2" },
+        { name = "serial", register = "input:8", type = "string", length = 4 },
+    ]
+"#;
+const SHIPPED: &str = include_str!("../../../../config/gardu.toml");
+
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a temporary folder"))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().expect("a file is in a folder")).expect("a folder");
+        fs::write(&path, bytes).expect("a file");
+        path
+    }
+
+    /// File, line, column and kind of every problem, in order.
+    fn problems(&self) -> Vec<(String, usize, usize, String)> {
+        let problems = load_with(&self.path("gardu.toml"), None).err().map(|p| p.shown).unwrap_or_default();
+        let row = |p: crate::config::problem::Problem| {
+            let (line, column) = p.place.position.unwrap_or((0, 0));
+            let file = p.place.file.strip_prefix(self.0.path()).expect("a file of ours").display().to_string();
+            (file, line, column, p.kind.to_owned())
+        };
+        problems.into_iter().map(row).collect()
+    }
+}
+
+/// Takes the `«kind»` marks out of a text, and says where they stood.
+fn unmark(file: &str, marked: &str) -> (String, Vec<(String, usize, usize, String)>) {
+    let (mut text, mut marks) = (String::new(), Vec::new());
+    for (i, piece) in marked.split('«').enumerate() {
+        let piece = match (i, piece.split_once('»')) {
+            (0, _) | (_, None) => piece,
+            (_, Some((kind, rest))) => {
+                let column = text.rsplit('\n').next().map_or(0, |line| line.chars().count()) + 1;
+                marks.push((file.to_owned(), text.matches('\n').count() + 1, column, format!("check-{kind}")));
+                rest
+            }
+        };
+        text.push_str(piece);
+    }
+    (text, marks)
+}
+
+/// The files have exactly the marked problems.
+fn check_files(files: &[(&str, &str)]) {
+    let folder = Folder::new();
+    let mut expected = Vec::new();
+    for (name, marked) in files {
+        let (text, marks) = unmark(name, marked);
+        folder.write(name, text);
+        expected.extend(marks);
+    }
+    let mut found = folder.problems();
+    found.sort();
+    expected.sort();
+    assert_eq!(found, expected, "{files:#?}");
+}
+
+/// [`check_files`] of one text behind [`BASE`].
+fn check(marked: &str) {
+    check_files(&[("gardu.toml", &format!("{BASE}{marked}"))]);
+}
+
+fn check_all(texts: &[&str]) {
+    texts.iter().for_each(|text| check(text));
+}
+
+fn load_text(text: &str) -> Config {
+    let folder = Folder::new();
+    let path = folder.write("gardu.toml", format!("{BASE}{text}"));
+    load_with(&path, None).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+/// A point with these keys, on a bus of its own.
+fn point(keys: &str) -> String {
+    let bus = "[[modbus]]\nname = \"b\"\nurl = \"tcp://a\"\n[[modbus.device]]\nname = \"d\"\nunit = 1\n";
+    format!("{bus}[[modbus.device.point]]\n{keys}\n")
+}
+
+/// An alarm with this condition on this point of [`BUS`].
+fn alarm(point: &str, when: &str) -> String {
+    format!("{BUS}\n[[alarm]]\nname = \"x\"\nseverity = \"high\"\npoint = {point}\nwhen = {when}\n")
+}
+
+/// An MQTT input with this subscription.
+fn subscription(keys: &str) -> String {
+    format!("[[mqtt]]\nname = \"m\"\nurl = \"mqtt://a\"\n[[mqtt.subscribe]]\n{keys}\n")
+}
+
+#[test]
+fn the_shipped_example_is_valid() {
+    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../config/gardu.toml"));
+    let config = load_with(path, None).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(config.gateway.name, "Taman Elektrik");
+    assert_eq!((config.modbus.len(), config.mqtt.len()), (1, 1));
+    let names: Vec<&str> = config.rules.iter().map(|rule| rule.name.as_str()).collect();
+    let own = ["open", "pressed", "mains-h", "mains-l", "hot", "high", "intrusion"];
+    assert_eq!(names[..7], own);
+    assert_eq!(names[7..], ["communication", "communication", "communication", "communication", "stale"]);
+}
+
+#[test]
+fn what_is_not_written_has_its_default() {
+    let config = load_text(&format!(
+        "{BUS}[[mqtt]]\nname = \"m\"\nlisten = \"127.0.0.1:1883\"\n[[mqtt.subscribe]]\ntopic = \"a/{{d}}\"\npoint = \"{{d}}/x\"\nstale = \"5m\"\n"
+    ));
+    assert_eq!((config.gateway.site.as_str(), config.gateway.name.as_str()), ("taman", "taman"));
+    assert_eq!((config.gateway.timezone.as_str(), config.gateway.language), ("Asia/Jakarta", Language::Indonesian));
+    let center = &config.command_center;
+    assert_eq!((center.version, center.delivered_when), (MqttVersion::V5, DeliveredWhen::Subscriber));
+    assert_eq!((center.keep_alive, center.topic_prefix.as_str()), (Duration::from_secs(120), "gardu/v1"));
+    assert_eq!(center.urls[0].to_string(), "mqtt://127.0.0.1:1883");
+    assert_eq!(config.outbox.path, Path::new("/var/lib/gardu/outbox"));
+    assert_eq!((config.http.listen.to_string().as_str(), config.http.metrics_listen), ("127.0.0.1:9184", None));
+    assert_eq!(config.telemetry.interval, Duration::from_secs(300));
+    let bus = &config.modbus[0];
+    assert_eq!(bus.link, super::super::Link::Tcp { host: "10.0.0.5".into(), port: 502 });
+    assert_eq!(bus.timeout, Duration::from_millis(500));
+    let device = &bus.devices[0];
+    assert_eq!((device.unit, device.poll, device.missed_polls), (1, Duration::from_secs(1), 3));
+    let types: Vec<(Table, Type)> = device.points.iter().map(|p| (p.table, p.type_)).collect();
+    let expected = [
+        (Table::Discrete, Type::Bool),
+        (Table::Input, Type::I16),
+        (Table::Input, Type::U16),
+        (Table::Input, Type::Text { registers: 4 }),
+    ];
+    assert_eq!(types, expected);
+    let door = &device.points[0];
+    assert_eq!((door.order, door.scale, door.offset, door.report), (Order::Abcd, 1.0, 0.0, Report::Interval));
+    assert!(matches!(config.mqtt[0].endpoint, Endpoint::Listen { login: None, .. }));
+    assert_eq!(config.mqtt[0].subscriptions[0].filter(), "a/+");
+    assert_eq!(config.fingerprint.len(), 8);
+}
+
+#[test]
+fn built_in_rules_follow_the_devices_and_the_silence() {
+    let stale = subscription("topic = \"a/{d}\"\npoint = \"{d}/x\"\nstale = \"5m\"");
+    let config =
+        load_text(&format!("{}\n{stale}", BUS.replace("unit = 1", "unit = 1\ncommunication_severity = \"low\"")));
+    let [communication, stale] = &config.rules[..] else { panic!("{:?}", config.rules) };
+    let id = PointId::parse("panel/communication").expect("a point");
+    assert!(matches!(&communication.naming, Naming::Fixed(id) if id.as_str() == "panel/communication"));
+    assert_eq!(communication.select.as_point(), Some(id));
+    assert_eq!((&communication.when, communication.severity), (&Condition::Is(Value::Bool(true)), Severity::Low));
+    assert_eq!(communication.acknowledgement, Acknowledgement::NotRequired);
+    assert_eq!(communication.message.id.as_deref(), Some("Perangkat panel tidak menjawab"));
+    assert_eq!(stale.when, Condition::Stale(Duration::from_secs(300)));
+    assert!(stale.select.matches(&PointId::parse("mote7/x").expect("a point")));
+    assert_eq!((stale.severity, stale.acknowledgement), (Severity::Medium, Acknowledgement::NotRequired));
+}
+
+#[test]
+fn two_limits_make_two_rules_and_a_message_is_in_the_gateways_language() {
+    let config = load_text(&alarm("\"panel/temp\"\nmessage = \"Panas\"", "{ above = 60, below = -5, deadband = 2 }"));
+    let rules: Vec<_> = config.rules.iter().take(2).map(|r| (r.name.as_str(), r.when.clone())).collect();
+    let expected = [
+        ("x-h", Condition::Above { limit: 60.0, deadband: 2.0 }),
+        ("x-l", Condition::Below { limit: -5.0, deadband: 2.0 }),
+    ];
+    assert_eq!(rules, expected);
+    assert_eq!(config.rules[0].message.id.as_deref(), Some("Panas"));
+    assert_eq!(config.rules[0].message.en, None);
+    let silent = load_text(&alarm("\"panel/door\"", "{ is = true }"));
+    assert_eq!(silent.rules[0].message.en.as_deref(), Some("Alarm x at panel/door"));
+}
+
+#[test]
+fn unknown_keys_are_found_in_every_section() {
+    check_all(&[
+        "«unknown-key-near»alarms = []",
+        "[outbox]\n«unknown-key-near»paths = \"a\"",
+        "[http]\n«unknown-key-near»listn = \"127.0.0.1:1\"",
+        "[telemetry]\n«unknown-key-near»intervall = \"5m\"\n«unknown-key»zzz = 1",
+        &BUS.replace("url =", "«unknown-key-near»timout = \"1s\"\nurl ="),
+        &BUS.replace("unit = 1", "«unknown-key-near»pol = \"1s\"\nunit = 1"),
+        &point("name = \"a\"\nregister = \"coil:0\"\n«unknown-key-near»offest = 1"),
+        &subscription("topic = \"a\"\npoint = \"m/x\"\n«unknown-key-near»valeus = {}"),
+        &format!("[[mqtt]]\n«unknown-key-near»nam = \"x\"\n{}", &subscription("topic = \"a\"\npoint = \"m/x\"")[9..]),
+        &alarm("\"panel/door\"\n«unknown-key-near»on_dely = \"1s\"", "{ is = true, «unknown-key-near»abov = 1 }"),
+        &alarm("\"panel/door\"\nmessage = { id = \"a\", «unknown-key»english = \"b\" }", "{ is = true }"),
+    ]);
+    let gateway = "[gateway]\nid = \"a\"\n«unknown-key-near»sitte = \"b\"\nlocation = { lat = 1, lon = 2, «unknown-key-near»adress = \"\" }\n[command_center]\nurls = [\"mqtt://a\"]\n«unknown-key-near»password = \"hunter2\"\n";
+    check_files(&[("gardu.toml", gateway)]);
+}
+
+#[test]
+fn missing_keys_are_named_at_their_section() {
+    check_files(&[("gardu.toml", "«missing-section»«missing-section»")]);
+    check_files(
+        &[("gardu.toml", "# nothing\n\n")]
+            .map(|(name, text)| (name, text))
+            .map(|(n, _)| (n, "«missing-section»«missing-section»# nothing\n")),
+    );
+    check_files(&[("gardu.toml", "«missing»[gateway]\n«missing»[command_center]\n")]);
+    check_files(&[(
+        "gardu.toml",
+        "[gateway]\nid = \"a\"\nlocation = «missing»«missing»{}\n[command_center]\nurls = «empty-list»[]\n",
+    )]);
+    check_all(&[
+        "«missing»«no-devices»«bus»[[modbus]]\n".replace("«bus»", "").as_str(),
+        "«no-devices»[[modbus]]\nname = \"a\"\nurl = \"tcp://a\"",
+        "[[modbus]]\nname = \"a\"\nurl = \"tcp://a\"\n«missing»«missing»«no-points»[[modbus.device]]",
+        "[[modbus]]\nname = \"a\"\nurl = \"tcp://a\"\n[[modbus.device]]\nname = \"d\"\nunit = 1\n«missing»«missing»[[modbus.device.point]]",
+        "«missing»«no-endpoint»«no-subscriptions»[[mqtt]]",
+        "[[mqtt]]\nname = \"a\"\nurl = \"mqtt://a\"\n«missing»«missing»[[mqtt.subscribe]]",
+        "«missing»«missing»«missing»«missing»[[alarm]]",
+    ]);
+}
+
+#[test]
+fn wrong_types_and_values_are_named_at_the_value() {
+    check_all(&[
+        "[telemetry]\ninterval = «type»5",
+        "[telemetry]\ninterval = «duration»\"5 minutes\"",
+        "[telemetry]\ninterval = «range»\"500ms\"",
+        "[telemetry]\nreport = «choice»\"always\"",
+        "modbus = «sections»1",
+        "[«sections»modbus]",
+        "outbox = «type»1",
+        "[outbox]\npath = «line»\"\"",
+        "[outbox]\npath = «variable»\"$HOME/outbox\"",
+        "[http]\nlisten = «listen»\"9184\"",
+        "[http]\nlisten = \"127.0.0.1:1\"\nmetrics_listen = «clash»\"0.0.0.0:1\"",
+        &BUS.replace("unit = 1", "unit = «range»256"),
+        &BUS.replace("unit = 1", "unit = «unit»250"),
+        &BUS.replace("unit = 1", "unit = «type»\"1\""),
+        &BUS.replace("unit = 1", "unit = 1\npoll = «range»\"1ms\"\nmissed_polls = «range»0"),
+        &BUS.replace("unit = 1", "unit = 1\ncommunication_severity = «choice»\"bad\""),
+        &BUS.replace("name = \"panel\"", "name = «name»\"Panel Utama\""),
+        &BUS.replace("name = \"panel\"", "name = «reserved»\"gateway\""),
+        &BUS.replace("name = \"door\"", "name = «reserved»\"communication\""),
+        &BUS.replace("name = \"door\"", "name = «name»\"a/b/c/d\""),
+    ]);
+    let gateway = "[gateway]\nid = «reserved»\"center\"\nname = «line»\"a\\nb\"\ntimezone = «timezone»\"WIB\"\nlanguage = «choice»\"jv\"\nlocation = { lat = «range»-91, lon = «finite»nan, address = «type»5 }\n[command_center]\nurls = [\"mqtt://a\", «url»\"cc1.example.go.id\", «url-login»\"mqtt://u:p@a\", «later-value»\"mqtts://a\"]\nprotocol = \"v3.1.1\"\ndelivered_when = «subscriber»\"subscriber\"\nkeep_alive = «whole-seconds»\"5500ms\"\ntopic_prefix = «topic-prefix»\"/gardu\"\nhold_when_center_offline = «type»\"no\"\n";
+    check_files(&[("gardu.toml", gateway)]);
+}
+
+#[test]
+fn a_point_is_checked_against_its_type() {
+    check_all(&[
+        &point("name = \"a\"\nregister = «register»\"holding:65536\""),
+        &point("name = \"a\"\nregister = «register»\"hold:1\""),
+        &point("name = \"a\"\nregister = «register»\"holding:+1\""),
+        &point("name = \"a\"\nregister = «register-end»\"holding:65535\"\ntype = \"u32\""),
+        &point("name = \"a\"\nregister = \"holding:0xFFFE\"\ntype = \"u32\""),
+        &point("name = \"a\"\nregister = \"coil:0\"\ntype = «bits-are-bool»\"u16\""),
+        &point("name = \"a\"\nregister = \"coil:0\"\nbit = «bit»0"),
+        &point("name = \"a\"\nregister = \"holding:0\"\nbit = «range»16"),
+        &point("name = \"a\"\nregister = \"holding:0\"\nbit = 3\ntype = «bit-type»\"u16\""),
+        &point("name = \"a\"\nregister = \"holding:0\"\ntype = «choice»\"int\""),
+        &point("name = \"a\"\nregister = \"holding:0\"\norder = «order»\"cdab\""),
+        &point("name = \"a\"\nregister = \"holding:0\"\ntype = \"f32\"\norder = «choice»\"badc \""),
+        &point("name = \"a\"\nregister = \"holding:0\"\nlength = «length»2"),
+        &point("name = \"a\"\nregister = \"holding:0\"\ntype = \"string\"\nlength = «range»126"),
+        &point("name = \"a\"\nregister = \"coil:0\"\nscale = «only-numbers»2.0"),
+        &point("name = \"a\"\nregister = \"holding:0\"\nscale = «scale»0"),
+        &point("name = \"a\"\nregister = \"holding:0\"\nscale = «finite»inf\noffset = «finite»nan"),
+        &point("name = \"a\"\nregister = \"holding:0\"\nrange = «range-order»[1, 1]"),
+        &point("name = \"a\"\nregister = \"holding:0\"\nrange = «range-two»[1]\ndecimals = «range»11"),
+        &point("name = \"a\"\nregister = \"holding:0\"\ninvalid = [1, «type»\"x\"]"),
+        &point("name = \"a\"\nregister = \"holding:0\"\ndeadband = «deadband-report»1"),
+        &point("name = \"a\"\nregister = \"coil:0\"\nreport = \"change\"\ndeadband = «deadband-type»1"),
+        &point("name = \"a\"\nregister = \"holding:0\"\nreport = \"change\"\ndeadband = «range»-1"),
+    ]);
+    check(&point("name = \"a\"\nregister = \"holding:0\"").replace(
+        "unit = 1\n",
+        "unit = 1\n«missing»[[modbus.device.point]]\nname = \"s\"\nregister = \"input:0\"\ntype = \"string\"\n",
+    ));
+}
+
+#[test]
+fn names_are_taken_once() {
+    check_all(&[
+        &point(
+            "name = \"a\"\nregister = \"coil:0\"\n[[modbus.device.point]]\nname = «clash»\"a\"\nregister = \"coil:1\"",
+        ),
+        &format!(
+            "{BUS}{}",
+            BUS.replace("cabinet", "second")
+                .replace("10.0.0.5", "b")
+                .replace("\"panel\"", "«clash»\"panel\"")
+                .replace("name = \"door\"", "name = «clash»\"door\"")
+                .replace("name = \"temp\"", "name = «clash»\"temp\"")
+                .replace("name = \"presses\"", "name = «clash»\"presses\"")
+                .replace("name = \"serial\"", "name = «clash»\"serial\"")
+        ),
+        &format!("{BUS}{}", point("name = \"a\"\nregister = \"coil:0\"").replace("\"b\"", "«clash»\"cabinet\"")),
+        &format!(
+            "{BUS}{}",
+            point("name = \"a\"\nregister = \"coil:0\"").replace("\"tcp://a\"", "«one-wire»\"tcp://10.0.0.5:502\"")
+        ),
+        &format!(
+            "{}{}",
+            subscription("topic = \"a\"\npoint = \"x/y\""),
+            subscription("topic = \"b\"\npoint = \"z/y\"").replace("\"m\"", "«clash»\"m\"")
+        ),
+        &subscription("topic = \"a\"\npoint = \"x/y\"\n[[mqtt.subscribe]]\ntopic = \"b\"\npoint = «clash»\"x/y\""),
+        &format!("{BUS}{}", subscription("topic = \"a\"\npoint = «clash»\"panel/x\"")),
+        &subscription("topic = \"a\"\npoint = «reserved»\"gateway/x\""),
+        &format!(
+            "{}\n[[alarm]]\nname = «clash»\"x\"\nseverity = \"low\"\npoint = \"panel/+\"\nwhen = {{ bad = true }}",
+            alarm("\"panel/door\"", "{ is = true }")
+        ),
+        &format!(
+            "{}\n[[alarm]]\nname = \"x\"\nseverity = \"low\"\npoint = \"panel/temp\"\nwhen = {{ bad = true }}",
+            alarm("\"panel/door\"", "{ is = true }")
+        ),
+        &format!(
+            "{BUS}[[alarm]]\nname = «reserved»\"stale\"\nseverity = \"low\"\npoint = \"panel/temp\"\nwhen = {{ bad = true }}"
+        ),
+    ]);
+}
+
+#[test]
+fn an_alarm_watches_a_point_that_can_be() {
+    let open = subscription("topic = \"s/{device}/{name}\"\npoint = \"{device}/{name}\"");
+    check_all(&[
+        &alarm("«point-near»\"panel/dor\"", "{ is = true }"),
+        &alarm("«point»\"elsewhere/level\"", "{ is = true }"),
+        &alarm("«pattern»\"Panel/door\"", "{ is = true }"),
+        &alarm(
+            "«pattern-nothing»\"cam+/x\"".replace("cam+", "cam").replace("\"cam/x\"", "\"+/intrusion/#\"").as_str(),
+            "{ is = true }",
+        ),
+        &alarm("\"+/door\"", "{ is = true }"),
+        &alarm("\"panel/communication\"", "{ is = true }"),
+        &format!("{open}{}", alarm("\"elsewhere/level\"", "{ is = true }")),
+        &format!("{open}{}", alarm("\"+/level\"", "{ above = 1 }")),
+        // What Modbus owns, no message can name.
+        &format!("{open}{}", alarm("«point-near»\"panel/dor\"", "{ is = true }")),
+        &format!("{open}{}", alarm("«pattern-nothing»\"+/a/b\"", "{ is = true }")),
+    ]);
+}
+
+#[test]
+fn a_condition_can_come_true_and_end() {
+    check_all(&[
+        &alarm("\"panel/door\"", "«when-empty»{}"),
+        &alarm("\"panel/door\"", "«when-one»{ is = true, bad = true }"),
+        &alarm("\"panel/door\"", "«type»true"),
+        &alarm("\"panel/door\"", "{ is = «is»1 }"),
+        &alarm("\"panel/door\"", "{ is = «type»[1] }"),
+        &alarm("\"panel/temp\"", "{ is = «is»true }"),
+        &alarm("\"panel/temp\"", "{ is = «is»100 }"),
+        &alarm("\"panel/serial\"", "{ is = \"AB\" }"),
+        &alarm("\"panel/door\"", "{ above = «limit-type»0.5 }"),
+        &alarm("\"panel/temp\"", "{ above = «limit-range»80 }"),
+        &alarm("\"panel/temp\"", "{ below = «limit-range»-50 }"),
+        &alarm("\"panel/temp\"", "{ above = 10, below = «limits-order»20 }"),
+        &alarm("\"panel/temp\"", "{ above = 20, below = 10, deadband = «deadband-wide»10 }"),
+        &alarm("\"panel/temp\"", "{ above = 20, deadband = «deadband-wide»61 }"),
+        &alarm("\"panel/temp\"", "{ above = 20, deadband = «range»-1 }"),
+        &alarm("\"panel/temp\"", "{ bad = true, deadband = «deadband-limit»1 }"),
+        &alarm("\"panel/temp\"", "{ bad = «only-true»false }"),
+        &alarm("\"panel/presses\"", "{ increments = true }"),
+        &alarm("\"panel/temp\"", "{ increments = «increments»true }"),
+        &alarm("\"panel/temp\"", "{ stale = «duration»\"soon\" }"),
+        &alarm("\"panel/door\"\nmessage = «message-language»{ en = \"Open\" }", "{ is = true }"),
+        &alarm("\"panel/door\"\non_delay = «range»\"2d\"\nlatch = «type»1", "{ is = true }"),
+    ]);
+}
+
+#[test]
+fn a_subscription_names_its_points() {
+    check_all(&[
+        &subscription("topic = «topic-wildcard»\"a/+/b\"\npoint = \"x/y\""),
+        &subscription("topic = «capture»\"a/x{n}\"\npoint = \"x/y\""),
+        &subscription("topic = «capture-twice»\"{a}/{a}\"\npoint = \"{a}/y\""),
+        &subscription("topic = «capture-unused»\"{a}/{b}\"\npoint = \"{a}/y\""),
+        &subscription("topic = \"{a}/b\"\npoint = «capture-unknown»\"{b}/y\"\n"),
+        &subscription("topic = \"a\"\npoint = «template»\"x/Y\""),
+        &subscription("topic = \"a\"\npoint = «point-name»\"x\""),
+        &subscription("topic = \"a\"\npoint = \"x/y\"\nformat = «choice»\"xml\""),
+        &subscription("topic = \"a\"\npoint = \"x/y\"\nvalue = «pointer»\"value\"\ntime = «pointer»\"/~x\""),
+        &subscription(
+            "topic = \"a\"\npoint = \"x/y\"\nvalues = { ON = true, OFF = «type»[], N = 3, T = \"t\", X = «finite»inf }",
+        ),
+        &subscription("topic = \"a\"\npoint = \"x/y\"\nstale = «range»\"1ms\""),
+        &subscription(
+            "topic = \"a/{d}\"\npoint = \"{d}/y\"\nstale = \"5m\"\n[[mqtt.subscribe]]\ntopic = \"b/{d}\"\npoint = \"{d}/y\"\nstale = «stale-differs»\"9m\"",
+        ),
+        &subscription(
+            "topic = \"a/{d}\"\npoint = \"{d}/y\"\nstale = \"5m\"\n[[mqtt.subscribe]]\ntopic = \"b/{d}\"\npoint = \"{d}/y\"\nstale = \"5m\"",
+        ),
+        &subscription("topic = \"a\"\npoint = \"x/y\"")
+            .replace("mqtt://a", "mqtt://a\"\nlisten = «url-or-listen»\"127.0.0.1:1"),
+        &subscription("topic = \"a\"\npoint = \"x/y\"")
+            .replace("url = \"mqtt://a\"", "listen = «listen-open»\"10.0.0.1:1883\""),
+        &subscription("topic = \"a\"\npoint = \"x/y\"")
+            .replace("url = \"mqtt://a\"", "listen = \"[::1]:1883\"\nprotocol = «client-decides»\"v5\""),
+    ]);
+}
+
+#[test]
+fn what_a_later_version_understands_is_refused_not_ignored() {
+    check_all(&[
+        "[outbox]\nmax_size = «later»\"256MiB\"\ntelemetry_max_age = «later»\"7d\"",
+        "[http]\ntls_cert_file = «later»\"a\"\ntls_key_file = «later»\"b\"",
+        &BUS.replace("\"tcp://10.0.0.5\"", "«later-value»\"rtu:///dev/ttyUSB0?baud=9600\""),
+        &BUS.replace("\"tcp://10.0.0.5\"", "«later-value»\"rtu+tcp://10.0.0.6:4196\""),
+        "[[modbus]]\nname = \"a\"\nurl = \"tcp://a\"\n[[modbus.device]]\nname = \"d\"\nunit = 1\nprofile = «later»\"eastron-sdm120\"",
+        &point("name = \"a\"\nregister = \"coil:0\"\nwritable = «later»true"),
+        &point("name = \"a\"\nregister = \"coil:0\"\nwritable = false"),
+        &subscription("topic = \"frigate/reviews\"\nformat = «later-value»\"frigate\""),
+        &alarm("\"panel/temp\"", "{ high_high = «later»60, low = «later»1 }"),
+        &alarm("\"panel/temp\"", "{ rate = «later»1, bad = true }"),
+    ]);
+    let center = "[gateway]\nid = \"a\"\n[command_center]\nurls = [\"mqtt://a\"]\nca_file = «later»\"a\"\nclient_cert_file = «later»\"a\"\nclient_key_file = «later»\"a\"\ndata_budget = «later»\"1GiB/month\"\n";
+    check_files(&[("gardu.toml", center)]);
+}
+
+#[test]
+fn gardu_d_adds_cabinets_and_extends_buses() {
+    let folder = Folder::new();
+    folder.write("gardu.toml", format!("{BASE}{BUS}"));
+    let device = |name: &str| {
+        format!(
+            "[[modbus]]\nname = \"cabinet\"\n[[modbus.device]]\nname = \"{name}\"\nunit = 2\npoint = [{{ name = \"a\", register = \"coil:0\" }}]\n"
+        )
+    };
+    folder.write("gardu.d/b.toml", device("second"));
+    folder.write("gardu.d/a.toml", device("first"));
+    folder.write("gardu.d/a.toml~", "not read");
+    folder.write("gardu.d/.a.toml", "not read");
+    let config = load_with(&folder.path("gardu.toml"), None).unwrap_or_else(|problems| panic!("{problems}"));
+    let names: Vec<&str> = config.modbus[0].devices.iter().map(|device| device.name.as_str()).collect();
+    assert_eq!(names, ["panel", "first", "second"]);
+    let before = config.fingerprint;
+    folder.write("gardu.d/b.toml", device("third"));
+    let after = load_with(&folder.path("gardu.toml"), None).unwrap_or_else(|problems| panic!("{problems}")).fingerprint;
+    assert_ne!(before, after);
+}
+
+#[test]
+fn clashes_across_files_name_both_places() {
+    let main = format!("{BASE}{BUS}");
+    check_files(&[("gardu.toml", &main), ("gardu.d/a.toml", "[«clash»gateway]\nid = \"b\"\n")]);
+    check_files(&[
+        ("gardu.toml", &main),
+        (
+            "gardu.d/a.toml",
+            "«bus-near»[[modbus]]\nname = \"cabinat\"\n[[modbus.device]]\nname = «clash»\"panel\"\nunit = 1\npoint = [{ name = \"new\", register = \"coil:0\" }]\n",
+        ),
+        ("gardu.d/b.toml", "«no-devices»[[modbus]]\nname = \"cabinet\"\ntimeout = «extends»\"1s\"\n"),
+    ]);
+    let folder = Folder::new();
+    folder.write("gardu.toml", &main);
+    folder.write("gardu.d/a.toml", "[gateway]\nid = \"b\"\n");
+    let problems = load_with(&folder.path("gardu.toml"), None).expect_err("two gateways");
+    let first = format!("{}:1:2", folder.path("gardu.toml").display());
+    assert!(problems.render(Language::English).contains(&first), "{problems}");
+}
+
+#[test]
+fn files_that_cannot_be_read_say_so_and_nothing_else() {
+    let folder = Folder::new();
+    let kinds = || {
+        folder
+            .problems()
+            .into_iter()
+            .map(|(_, line, column, kind)| format!("{line}:{column} {kind}"))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(kinds(), ["0:0 check-file-missing"]);
+    fs::create_dir(folder.path("gardu.toml")).expect("a folder");
+    assert_eq!(kinds(), ["0:0 check-file-folder"]);
+    fs::remove_dir(folder.path("gardu.toml")).expect("an empty folder");
+    folder.write("gardu.toml", b"[gateway]\nid = \"\xff\"\n");
+    assert_eq!(
+        kinds(),
+        ["2:7 check-syntax", "2:7 check-utf8"]
+            .map(str::to_owned)
+            .into_iter()
+            .filter(|k| k.contains("utf8"))
+            .collect::<Vec<_>>()
+    );
+    folder.write("gardu.toml", vec![b'#'; 10_000_000]);
+    assert_eq!(kinds(), ["0:0 check-file-large"]);
+    folder.write("gardu.toml", BASE);
+    folder.write("gardu.d", "a file");
+    assert_eq!(kinds(), ["0:0 check-folder"]);
+}
+
+#[test]
+fn broken_toml_hides_no_other_mistake_and_casts_no_shadow() {
+    check_all(&[
+        "[telemetry]\ninterval = «syntax»\ninterval2 = 1".replace("\ninterval2 = 1", "").as_str(),
+        "[telemetry]\nreport = \"off\"\n«twice»report = \"off\"\n[http]\n«unknown-key-near»lisen = \"a\"",
+        "[http]\n[«twice»http]",
+        // The device without its unit, and the alarm whose point may be in the broken part, are not blamed.
+        &BUS.replace("unit = 1", "unit = «syntax»1x"),
+    ]);
+}
+
+#[test]
+fn garbage_is_bounded() {
+    let folder = Folder::new();
+    let render = |bytes: &[u8]| {
+        let path = folder.write("gardu.toml", bytes);
+        load_with(&path, None).expect_err("garbage").render(Language::English)
+    };
+    let many: String = (0..50_000).map(|i| format!("k{i} = 1\n")).collect();
+    let shown = render(many.as_bytes());
+    assert_eq!(shown.lines().count(), SHOWN_MAX + 1);
+    assert!(shown.ends_with("… and 49902 more."), "{}", &shown[shown.len() - 60..]);
+    for garbage in ["=".repeat(1_000_000), "a.".repeat(500_000), "[".repeat(1_000_000), "a = {".repeat(200_000)] {
+        let shown = render(garbage.as_bytes());
+        assert!(shown.lines().count() <= SHOWN_MAX + 1 && shown.len() < 100_000);
+    }
+}
+
+#[test]
+fn a_secret_is_read_from_its_file_and_never_shown() {
+    let folder = Folder::new();
+    let text = format!("{BASE}username = \"u\"\npassword_file = \"secret\"\n");
+    let path = folder.write("gardu.toml", &text);
+    folder.write("secret", "rahasia-42\r\n");
+    let config = load_with(&path, None).unwrap_or_else(|problems| panic!("{problems}"));
+    let login = config.command_center.login.clone().expect("a login");
+    assert_eq!(login.password.as_deref(), Some("rahasia-42"));
+    assert!(!format!("{config:?}").contains("rahasia"));
+    for (bytes, kind) in [
+        (&b"rahasia-42\xff"[..], "check-secret-utf8"),
+        (b"\n", "check-secret-empty"),
+        (&[b'r'; 5_000], "check-secret-unreadable"),
+    ] {
+        folder.write("secret", bytes);
+        let problems = load_with(&path, None).expect_err("a bad secret");
+        assert_eq!((problems.shown[0].kind, problems.shown[0].place.position), (kind, Some((6, 17))));
+        assert!(!problems.render(Language::English).contains("rahasia-42"));
+        assert!(!problems.render(Language::English).contains("rrrr"));
+    }
+    fs::remove_file(folder.path("secret")).expect("the secret");
+    let said = load_with(&path, None).expect_err("no secret").render(Language::English);
+    assert!(said.contains("it does not exist") && said.contains("make it with the password"), "{said}");
+    let credentials = folder.write("credentials/center", "from systemd");
+    let path = folder.write("gardu.toml", text.replace("\"secret\"", "\"${CREDENTIALS_DIRECTORY}/center\""));
+    let config = load_with(&path, credentials.parent()).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(config.command_center.login.and_then(|l| l.password).as_deref(), Some("from systemd"));
+    check_files(&[(
+        "gardu.toml",
+        &format!("{BASE}username = \"u\"\npassword_file = «credentials»\"${{CREDENTIALS_DIRECTORY}}/center\"\n"),
+    )]);
+    check_files(&[("gardu.toml", &format!("{BASE}password_file = «password-alone»«secret-unreadable»\"nowhere\"\n"))]);
+}
+
+#[test]
+fn ten_mistakes_are_shown_at_once_in_both_languages() {
+    let marked = r#"[gateway]
+id = «name»"Taman Elektrik"
+«unknown-key-near»langage = "id"
+
+[command_center]
+urls = [«later-value»"mqtts://cc1.example.go.id"]
+keep_alive = «range»"1s"
+
+[[modbus]]
+name = "cabinet"
+url = «url»"10.0.0.5:502"
+[[modbus.device]]
+name = "panel"
+unit = «range»300
+[[modbus.device.point]]
+name = "door"
+register = «register»"dicrete:0"
+
+[[alarm]]
+name = "door-open"
+point = «point-near»"panel/dor"
+when = { is = true }
+severity = «choice»"severe"
+on_delay = «duration»"5"
+"#;
+    check_files(&[("gardu.toml", marked)]);
+    let folder = Folder::new();
+    let (text, marks) = unmark("gardu.toml", marked);
+    let path = folder.write("gardu.toml", text);
+    let problems = load_with(&path, None).expect_err("ten mistakes");
+    assert_eq!((problems.total, marks.len()), (10, 10));
+    for language in Language::ALL {
+        let shown = problems.render(language);
+        let lines: Vec<&str> = shown.lines().collect();
+        assert_eq!(lines.len(), 10);
+        for (line, (_, row, column, _)) in lines.iter().zip(&marks) {
+            assert!(line.starts_with(&format!("{}:{row}:{column}: ", path.display())), "{line}");
+        }
+    }
+    let indonesian = problems.render(Language::Indonesian);
+    assert!(indonesian.contains("titik `panel/dor` tidak ada; mungkin maksudnya `panel/door`"), "{indonesian}");
+    let english = problems.render(Language::English);
+    assert!(english.contains("unknown key `langage`; did you mean `language`?"), "{english}");
+}
+
+#[test]
+fn every_text_exists_and_is_used() {
+    let sources = [
+        include_str!("../read.rs"),
+        include_str!("../document.rs"),
+        include_str!("../problem.rs"),
+        include_str!("../files.rs"),
+        include_str!("../names.rs"),
+        include_str!("../center.rs"),
+        include_str!("../modbus.rs"),
+        include_str!("../mqtt.rs"),
+        include_str!("../alarms.rs"),
+        include_str!("../../cli/check.rs"),
+    ];
+    let quoted = |source: &'static str| source.split('"').filter(|piece| piece.starts_with("check-"));
+    let used: std::collections::BTreeSet<&str> = sources.into_iter().flat_map(quoted).collect();
+    let written = include_str!("../../../locales/en/check.ftl").lines().filter_map(|line| line.split_once(" ="));
+    let written: std::collections::BTreeSet<&str> =
+        written.map(|(key, _)| key).filter(|key| key.starts_with("check-")).collect();
+    assert_eq!(used, written);
+    assert!(used.iter().all(|key| text::exists(key)));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2_000)) {
+        let folder = Folder::new();
+        let path = folder.write("gardu.toml", bytes);
+        let problems = load_with(&path, None).expect_err("garbage is no configuration");
+        prop_assert!(!problems.render(Language::English).is_empty());
+    }
+
+    /// Pieces of the valid file cut out, doubled, moved and overwritten: near enough to reach every reader.
+    #[test]
+    fn mutated_files_never_panic(cuts in proptest::collection::vec((any::<prop::sample::Index>(), 0usize..40, "[\\[\\]{}=.\"0-9a-z/#\\n ]{0,4}"), 1..12)) {
+        let mut text = SHIPPED.to_owned();
+        for (at, length, insert) in cuts {
+            let start = text.floor_char_boundary(at.index(text.len()));
+            let end = text.floor_char_boundary((start + length).min(text.len()));
+            text.replace_range(start..end.max(start), &insert);
+        }
+        let folder = Folder::new();
+        let path = folder.write("gardu.toml", text);
+        if let Err(problems) = load_with(&path, None) {
+            for language in Language::ALL {
+                prop_assert!(!problems.render(language).is_empty());
+            }
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! The wiring: who is started, in which order, and who stops first. Only this file knows everybody.
+//!
+//! Start: the store, then every address that is bound, then the tasks, so that a start that cannot succeed says why
+//! before anything moved. Stop: the sources end and let go of the pipeline's queue; the uplink drains and lets go as
+//! well; the pipeline takes what is left and lets go of the store; the store writes and ends.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::{
+    clock::Clock,
+    config::{Config, points::Points},
+    http::{BindError, HttpTask, Names, View},
+    metrics::Metrics,
+    notify::{Manager, WatchdogTask},
+    pipeline::{INPUT_QUEUE, Pipeline, core::Core},
+    record::Lane,
+    source::{
+        modbus::bus::BusTask,
+        mqtt::{self, Outlet, devices::Devices},
+    },
+    status::{About, StatusBoard},
+    store::{self, OpenError},
+    supervise::{Failure, Pulse, Shutdown, Supervisor},
+    uplink::session::UplinkTask,
+};
+
+/// How long everything together may take to stop: the uplink's drain, one slow sync of each chain, and room. systemd's
+/// own limit must be longer.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// Why the daemon could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// An address cannot be listened on.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+}
+
+/// A daemon that has started and is not stopped yet.
+#[derive(Debug)]
+pub struct Daemon {
+    supervisor: Supervisor,
+    manager: Manager,
+}
+
+/// What every task is handed.
+struct Handles {
+    clock: Clock,
+    metrics: Metrics,
+    pulse: Pulse,
+    shutdown: Shutdown,
+}
+
+impl Daemon {
+    /// Opens the store, binds the addresses and starts every task.
+    pub async fn start(config: Config, clock: Clock, manager: Manager) -> Result<Self, StartError> {
+        let mut supervisor = Supervisor::new();
+        let pulse = Pulse::new(clock.clone());
+        let handles = Handles { metrics: Metrics::new(), shutdown: supervisor.shutdown(), clock, pulse };
+        let board = StatusBoard::new(About::of(&config), handles.clock.clone(), handles.pulse.clone());
+
+        let options =
+            store::Options { path: config.outbox.path.clone(), machine: machine(), boot: handles.clock.boot().clone() };
+        let (store, recovered, committers) = store::open(&options, &handles.metrics)?;
+        board.set_lanes(Lane::ALL.map(|lane| (lane, store.head(lane))));
+        serve(&config, &board, &handles, &mut supervisor).await?;
+
+        for (name, committer) in committers {
+            supervisor.thread(name, committer);
+        }
+        let (readings, inputs) = mpsc::channel(INPUT_QUEUE);
+        let interval_ms = u64::try_from(config.telemetry.interval.as_millis()).unwrap_or(u64::MAX);
+        let (boot, now) = (handles.clock.boot().clone(), handles.clock.now());
+        let (core, first) = Core::new(recovered, config.rules.clone(), Points::new(&config), interval_ms, boot, now);
+        let pipeline = Pipeline {
+            core,
+            first,
+            inputs,
+            store: store.clone(),
+            board: board.clone(),
+            clock: handles.clock.clone(),
+            metrics: handles.metrics.clone(),
+            beat: handles.pulse.stage("pipeline"),
+        };
+        supervisor.task("pipeline", pipeline.run());
+        let Handles { clock, metrics, pulse, shutdown } = &handles;
+        let (clock, metrics, shutdown, beat) =
+            (clock.clone(), metrics.clone(), shutdown.clone(), pulse.stage("uplink"));
+        let uplink = UplinkTask::new(&config, store, readings.clone(), clock, metrics, beat, shutdown, board.clone());
+        supervisor.task("uplink", uplink.run());
+        sources(config, &readings, &handles, &mut supervisor);
+        let watchdog = WatchdogTask { manager: manager.clone(), pulse: handles.pulse.clone() };
+        supervisor.task("watchdog", watchdog.run(handles.shutdown.clone()));
+        board.set_ready();
+        manager.ready();
+        Ok(Self { supervisor, manager })
+    }
+
+    /// Runs until `stop` resolves or a task ends, then drains within its bound.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), Failure> {
+        let Self { supervisor, manager } = self;
+        let told = async {
+            stop.await;
+            manager.stopping();
+        };
+        supervisor.run(told, DRAIN_MAX).await
+    }
+}
+
+/// Page, API, metrics and health.
+async fn serve(
+    config: &Config,
+    board: &StatusBoard,
+    handles: &Handles,
+    supervisor: &mut Supervisor,
+) -> Result<(), BindError> {
+    let view = View {
+        board: board.clone(),
+        metrics: handles.metrics.clone(),
+        pulse: handles.pulse.clone(),
+        clock: handles.clock.clone(),
+    };
+    let names = Names::of(&config.gateway.id);
+    let http = HttpTask::bind(&config.http, &names, view, handles.pulse.stage("http")).await?;
+    supervisor.task("http", http.run(handles.shutdown.clone()));
+    Ok(())
+}
+
+/// One task a bus and one an MQTT input.
+fn sources(
+    config: Config,
+    readings: &mpsc::Sender<crate::pipeline::Input>,
+    handles: &Handles,
+    supervisor: &mut Supervisor,
+) {
+    let Handles { clock, metrics, pulse, shutdown } = handles;
+    let devices = Devices::of(&config);
+    for bus in config.modbus {
+        let name = format!("modbus {}", bus.name);
+        let beat = pulse.stage(name.as_str());
+        let task = BusTask::new(bus, clock.clone(), metrics.clone(), beat, shutdown.clone(), readings.clone());
+        supervisor.task(name, task.run());
+    }
+    for input in config.mqtt {
+        let name = format!("mqtt {}", input.name);
+        let outlet =
+            Outlet { pipeline: readings.clone(), beat: pulse.stage(name.as_str()), shutdown: shutdown.clone() };
+        let (gateway, devices) = (config.gateway.id.clone(), devices.clone());
+        supervisor.task(name, mqtt::run(gateway, input, devices, outlet, clock.clone(), metrics.clone()));
+    }
+}
+
+/// What names this machine: a store carried to another one starts a new epoch (machine-id(5)).
+fn machine() -> String {
+    let read = |path| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).ok();
+    let id = read("/etc/machine-id").or_else(|| read("/var/lib/dbus/machine-id")).filter(|id| !id.is_empty());
+    id.unwrap_or_else(|| "without-machine-id".into())
+}

@@ -1,0 +1,595 @@
+//! What people see of the running gateway: one [`Snapshot`], the same on the page, in the API and in `gardu status`.
+//!
+//! Tasks put what changed on the [`StatusBoard`]; whoever looks takes a snapshot. Ages are computed when someone
+//! looks, so nobody has to keep them fresh. Nothing here decides anything.
+
+use std::{
+    cmp::Reverse,
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::{
+    alarm::{AlarmId, Severity, State, Texts, Transition},
+    clock::{Clock, Now, rfc3339},
+    config::{Config, Gateway},
+    reading::{Reason, Segment, Value},
+    record::{Epoch, Lane},
+    store::Head,
+    supervise::Pulse,
+};
+
+/// Standing alarms in one snapshot: more is a flood nobody reads line by line, and 100 keep the answer below 64 KiB.
+pub const ALARMS_MAX: usize = 100;
+/// Devices in one snapshot: four full buses of 247 units. A device beyond is not shown; its alarms still are.
+pub const DEVICES_MAX: usize = 1_024;
+
+/// Everything at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Who this is.
+    pub gateway: About,
+    /// The program's version.
+    pub version: String,
+    /// When the snapshot was taken, RFC 3339 UTC.
+    pub time: String,
+    /// Whether the kernel calls the clock synchronised.
+    pub clock_trusted: bool,
+    /// How long the daemon runs.
+    pub uptime_s: u64,
+    /// Whether the start is complete: configuration applied, store open.
+    pub ready: bool,
+    /// The way to the command center; absent until the uplink starts.
+    pub uplink: Option<Uplink>,
+    /// The outbox by lane; empty until the store is open.
+    pub lanes: BTreeMap<Lane, LaneState>,
+    /// What stands.
+    pub alarms: Standing,
+    /// Every device, by name; at most [`DEVICES_MAX`].
+    pub devices: Vec<DeviceState>,
+    /// Time since each stage made progress.
+    pub stages: Vec<Stage>,
+}
+
+/// Who a gateway is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    /// Its id.
+    pub id: Segment,
+    /// Its name for people.
+    pub name: String,
+    /// Its place.
+    pub site: String,
+    /// Fingerprint of the configuration in force.
+    pub config: String,
+}
+
+impl About {
+    /// What the configuration says of the gateway.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        let Gateway { id, name, site, .. } = &config.gateway;
+        Self { id: id.clone(), name: name.clone(), site: site.clone(), config: config.fingerprint.clone() }
+    }
+}
+
+/// The way to the command center.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uplink {
+    /// How it is.
+    pub link: LinkWord,
+    /// For how long.
+    pub for_s: u64,
+    /// Which broker.
+    pub url: String,
+    /// The number of this connection.
+    pub session: Option<u64>,
+    /// Why the last connection ended or failed, in this run.
+    pub last_reason: Option<String>,
+    /// Time to the next attempt, while waiting.
+    pub retry_in_s: Option<u64>,
+}
+
+/// State of the uplink as a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkWord {
+    /// An attempt is under way.
+    Connecting,
+    /// The broker accepts us.
+    Connected,
+    /// Pausing before the next attempt.
+    Waiting,
+}
+
+/// One lane of the outbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneState {
+    /// The present epoch.
+    pub epoch: Epoch,
+    /// The number the next record gets.
+    pub next: u64,
+    /// Every number up to here was confirmed or declared lost.
+    pub settled: u64,
+    /// Records waiting.
+    pub records: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Age of the oldest waiting one; absent when none waits, or when no trusted clock spans the restart since.
+    pub oldest_age_s: Option<u64>,
+}
+
+/// Alarms that are not quiet.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Standing {
+    /// How many there are.
+    pub total: usize,
+    /// The most severe, then the newest; at most [`ALARMS_MAX`].
+    pub list: Vec<StandingAlarm>,
+}
+
+/// One alarm that is not quiet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StandingAlarm {
+    /// Its name.
+    pub alarm: AlarmId,
+    /// Its state.
+    pub state: State,
+    /// How bad it is.
+    pub severity: Severity,
+    /// Which occurrence: `acknowledge` must name it.
+    pub occurrence: u64,
+    /// Whether the condition holds.
+    pub active: bool,
+    /// A test, not the field.
+    pub test: bool,
+    /// The value at the last change.
+    pub value: Option<Value>,
+    /// Its unit.
+    pub unit: Option<Arc<str>>,
+    /// Text for people.
+    pub message: Texts,
+    /// When it last changed, RFC 3339 UTC.
+    pub time: String,
+    /// Whether the clock could be trusted then.
+    pub clock_trusted: bool,
+}
+
+/// One device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceState {
+    /// Its name.
+    pub name: Segment,
+    /// The bus or input it belongs to.
+    pub source: Arc<str>,
+    /// Whether it answers.
+    pub communication: Communication,
+    /// Why not.
+    pub reason: Option<Reason>,
+    /// Time since its last good reading; absent if there was none in this run.
+    pub last_reading_age_s: Option<u64>,
+}
+
+/// Whether a device answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Communication {
+    /// Nothing is known yet in this run.
+    Unknown,
+    /// It answers.
+    Good,
+    /// It does not.
+    Bad,
+}
+
+/// One stage of the daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stage {
+    /// Its name.
+    pub name: String,
+    /// Time since it made progress.
+    pub idle_ms: u64,
+}
+
+/// What the uplink puts on the board at each change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UplinkState {
+    /// How it is.
+    pub link: Link,
+    /// Which broker.
+    pub url: String,
+    /// Since when.
+    pub since: Now,
+    /// The number of this connection, once counted.
+    pub session: Option<u64>,
+}
+
+/// How the uplink is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Link {
+    /// An attempt is under way.
+    Connecting,
+    /// The broker accepts us.
+    Connected,
+    /// Pausing before the next attempt.
+    Waiting {
+        /// Why the last one ended.
+        reason: String,
+        /// The pause, from `since` on.
+        retry_in: Duration,
+    },
+}
+
+/// What the pipeline puts on the board when a device was read or found silent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceUpdate {
+    /// Its name.
+    pub name: Segment,
+    /// The bus or input it belongs to.
+    pub source: Arc<str>,
+    /// Whether it answers.
+    pub communication: Communication,
+    /// Why not.
+    pub reason: Option<Reason>,
+    /// When it last gave a good reading; `None` leaves what the board has.
+    pub last_good: Option<Now>,
+}
+
+/// Holds the present state of everything; clones share it.
+#[derive(Debug, Clone)]
+pub struct StatusBoard {
+    clock: Clock,
+    pulse: Pulse,
+    started: Now,
+    parts: Arc<Mutex<Parts>>,
+}
+
+#[derive(Debug)]
+struct Parts {
+    about: About,
+    ready: bool,
+    uplink: Option<UplinkState>,
+    last_reason: Option<String>,
+    heads: Vec<(Lane, watch::Receiver<Head>)>,
+    alarms: Standing,
+    devices: BTreeMap<Segment, DeviceUpdate>,
+}
+
+impl StatusBoard {
+    /// An empty board; the daemon counts as started now.
+    #[must_use]
+    pub fn new(about: About, clock: Clock, pulse: Pulse) -> Self {
+        let parts = Parts {
+            about,
+            ready: false,
+            uplink: None,
+            last_reason: None,
+            heads: Vec::new(),
+            alarms: Standing::default(),
+            devices: BTreeMap::new(),
+        };
+        Self { started: clock.now(), clock, pulse, parts: Arc::new(Mutex::new(parts)) }
+    }
+
+    /// A new configuration is in force. Devices it no longer names must be put on the board anew.
+    pub fn set_about(&self, about: About) {
+        let mut parts = self.parts();
+        parts.about = about;
+        parts.devices.clear();
+    }
+
+    /// The store is open: where its lanes can be looked up from now on.
+    pub fn set_lanes(&self, heads: impl IntoIterator<Item = (Lane, watch::Receiver<Head>)>) {
+        self.parts().heads = heads.into_iter().collect();
+    }
+
+    /// The start is complete.
+    pub fn set_ready(&self) {
+        self.parts().ready = true;
+    }
+
+    /// Whether the start is complete.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.parts().ready
+    }
+
+    /// The uplink changed.
+    pub fn set_uplink(&self, uplink: UplinkState) {
+        let mut parts = self.parts();
+        if let Link::Waiting { reason, .. } = &uplink.link {
+            parts.last_reason = Some(reason.clone());
+        }
+        parts.uplink = Some(uplink);
+    }
+
+    /// Alarms changed: the last transition of every alarm; quiet ones are passed over.
+    pub fn set_alarms<'a>(&self, last: impl IntoIterator<Item = &'a Transition>) {
+        let mut standing: Vec<&Transition> = last.into_iter().filter(|last| last.state != State::Norm).collect();
+        standing.sort_by_key(|last| Reverse((last.severity, last.at.wall_ms)));
+        let list = standing.iter().take(ALARMS_MAX).map(|last| StandingAlarm::of(last)).collect();
+        let alarms = Standing { total: standing.len(), list };
+        self.parts().alarms = alarms;
+    }
+
+    /// A device was read, or found silent.
+    pub fn set_device(&self, mut device: DeviceUpdate) {
+        let devices = &mut self.parts().devices;
+        let known = devices.get(&device.name);
+        if known.is_none() && devices.len() == DEVICES_MAX {
+            return;
+        }
+        device.last_good = device.last_good.or(known.and_then(|known| known.last_good));
+        devices.insert(device.name.clone(), device);
+    }
+
+    /// Everything as it is now.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let now = self.clock.now();
+        let stage = |(name, idle): (Arc<str>, Duration)| Stage { name: name.as_ref().into(), idle_ms: millis(idle) };
+        let parts = self.parts();
+        Snapshot {
+            gateway: parts.about.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            time: rfc3339(now.wall_ms),
+            clock_trusted: now.trusted,
+            uptime_s: now.since(self.started).as_secs(),
+            ready: parts.ready,
+            uplink: parts.uplink.as_ref().map(|uplink| Uplink::of(uplink, parts.last_reason.clone(), now)),
+            lanes: parts.heads.iter().map(|(lane, head)| (*lane, self.lane(&head.borrow(), now))).collect(),
+            alarms: parts.alarms.clone(),
+            devices: parts.devices.values().map(|device| DeviceState::of(device, now)).collect(),
+            stages: self.pulse.idle().into_iter().map(stage).collect(),
+        }
+    }
+
+    fn lane(&self, head: &Head, now: Now) -> LaneState {
+        let age = |(boot, at): &(_, Now)| {
+            if boot == self.clock.boot() {
+                return Some(now.since(*at).as_secs());
+            }
+            let wall_ms = (at.trusted && now.trusted).then(|| now.wall_ms.saturating_sub(at.wall_ms))?;
+            u64::try_from(wall_ms / 1_000).ok()
+        };
+        LaneState {
+            epoch: head.status.epoch.clone(),
+            next: head.status.next,
+            settled: head.status.settled,
+            records: head.records,
+            bytes: head.bytes,
+            oldest_age_s: head.oldest.as_ref().and_then(age),
+        }
+    }
+
+    fn parts(&self) -> MutexGuard<'_, Parts> {
+        self.parts.lock().expect("no panic while the board is held")
+    }
+}
+
+impl Uplink {
+    fn of(state: &UplinkState, last_reason: Option<String>, now: Now) -> Self {
+        let passed = now.since(state.since);
+        let (link, retry_in) = match &state.link {
+            Link::Connecting => (LinkWord::Connecting, None),
+            Link::Connected => (LinkWord::Connected, None),
+            Link::Waiting { retry_in, .. } => (LinkWord::Waiting, Some(retry_in.saturating_sub(passed))),
+        };
+        Self {
+            link,
+            for_s: passed.as_secs(),
+            url: state.url.clone(),
+            session: state.session,
+            last_reason,
+            retry_in_s: retry_in.map(|left| left.as_secs()),
+        }
+    }
+}
+
+impl StandingAlarm {
+    fn of(last: &Transition) -> Self {
+        Self {
+            alarm: last.alarm.clone(),
+            state: last.state,
+            severity: last.severity,
+            occurrence: last.occurrence,
+            active: last.active,
+            test: last.test,
+            value: last.value.clone(),
+            unit: last.unit.clone(),
+            message: last.message.clone(),
+            time: rfc3339(last.at.wall_ms),
+            clock_trusted: last.at.trusted,
+        }
+    }
+}
+
+impl DeviceState {
+    fn of(device: &DeviceUpdate, now: Now) -> Self {
+        Self {
+            name: device.name.clone(),
+            source: device.source.clone(),
+            communication: device.communication,
+            reason: device.reason,
+            last_reading_age_s: device.last_good.map(|at| now.since(at).as_secs()),
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::{
+        alarm::Kind,
+        clock::BootId,
+        reading::{PointId, Quality},
+        record::LaneStatus,
+    };
+
+    pub(crate) fn at(seconds: u64) -> Now {
+        Now { mono_ms: seconds * 1_000, wall_ms: i64::try_from(seconds).expect("small") * 1_000, trusted: true }
+    }
+
+    pub(crate) fn segment(name: &str) -> Segment {
+        Segment::parse(name).expect(name)
+    }
+
+    pub(crate) fn board(clock: &Clock, pulse: &Pulse) -> StatusBoard {
+        let about = About {
+            id: segment("taman-elektrik-01"),
+            name: "Taman Elektrik".into(),
+            site: "taman-elektrik".into(),
+            config: "1a2b3c4d".into(),
+        };
+        StatusBoard::new(about, clock.clone(), pulse.clone())
+    }
+
+    pub(crate) fn transition(point: &str, severity: Severity, state: State, at: Now) -> Transition {
+        Transition {
+            kind: Kind::Raised,
+            alarm: AlarmId::of(&PointId::parse(point).expect(point), &segment("open")),
+            occurrence: 3,
+            state,
+            active: state != State::Norm,
+            acknowledged: false,
+            latched: false,
+            severity,
+            value: Some(Value::Bool(true)),
+            unit: None,
+            quality: Quality::Good,
+            reason: None,
+            limit: None,
+            test: false,
+            message: Texts { id: Some("Pintu panel terbuka".into()), en: Some("Cabinet door open".into()) },
+            by: None,
+            comment: None,
+            evidence: None,
+            at,
+            source_time_ms: None,
+        }
+    }
+
+    fn idle() -> (Clock, StatusBoard) {
+        let clock = Clock::manual("boot", at(100));
+        let board = board(&clock, &Pulse::new(clock.clone()));
+        (clock, board)
+    }
+
+    #[test]
+    fn ages_grow_while_nobody_updates_them() {
+        let (clock, board) = idle();
+        board.set_device(DeviceUpdate {
+            name: segment("panel"),
+            source: "cabinet".into(),
+            communication: Communication::Good,
+            reason: None,
+            last_good: Some(at(100)),
+        });
+        board.set_uplink(UplinkState {
+            link: Link::Waiting { reason: "the link is silent".into(), retry_in: Duration::from_secs(30) },
+            url: "mqtt://cc1:1883".into(),
+            since: at(100),
+            session: Some(4),
+        });
+        clock.set(at(112));
+        let seen = board.snapshot();
+        let uplink = seen.uplink.expect("set");
+        assert_eq!((uplink.for_s, uplink.retry_in_s, uplink.link), (12, Some(18), LinkWord::Waiting));
+        assert_eq!((seen.uptime_s, seen.devices[0].last_reading_age_s), (12, Some(12)));
+    }
+
+    #[test]
+    fn a_silent_device_keeps_the_age_of_its_last_good_reading() {
+        let (clock, board) = idle();
+        let update = |communication, reason, last_good| DeviceUpdate {
+            name: segment("panel"),
+            source: "cabinet".into(),
+            communication,
+            reason,
+            last_good,
+        };
+        board.set_device(update(Communication::Good, None, Some(at(101))));
+        board.set_device(update(Communication::Bad, Some(Reason::Timeout), None));
+        clock.set(at(161));
+        let device = &board.snapshot().devices[0];
+        assert_eq!((device.communication, device.last_reading_age_s), (Communication::Bad, Some(60)));
+    }
+
+    #[test]
+    fn the_reason_of_the_last_failure_stays_readable_after_the_reconnect() {
+        let (_, board) = idle();
+        let state = |link| UplinkState { link, url: "mqtt://cc1:1883".into(), since: at(100), session: None };
+        board.set_uplink(state(Link::Waiting { reason: "refused".into(), retry_in: Duration::ZERO }));
+        board.set_uplink(state(Link::Connected));
+        assert_eq!(board.snapshot().uplink.and_then(|uplink| uplink.last_reason).as_deref(), Some("refused"));
+    }
+
+    #[test]
+    fn the_worst_alarms_come_first_and_the_list_is_bounded() {
+        let (_, board) = idle();
+        let mut all: Vec<Transition> = (0..2 * ALARMS_MAX)
+            .map(|i| transition(&format!("panel/p{i}"), Severity::Low, State::Acked, at(i as u64)))
+            .collect();
+        all.push(transition("panel/quiet", Severity::Critical, State::Norm, at(1)));
+        all.push(transition("panel/door", Severity::Critical, State::Unack, at(1)));
+        board.set_alarms(&all);
+        let alarms = board.snapshot().alarms;
+        assert_eq!((alarms.total, alarms.list.len()), (2 * ALARMS_MAX + 1, ALARMS_MAX));
+        assert_eq!(alarms.list[0].alarm.as_str(), "panel/door/open");
+        assert_eq!(alarms.list[1].alarm.as_str(), format!("panel/p{}/open", 2 * ALARMS_MAX - 1));
+    }
+
+    #[test]
+    fn devices_beyond_the_limit_are_not_listed() {
+        let (_, board) = idle();
+        for i in 0..=DEVICES_MAX {
+            board.set_device(DeviceUpdate {
+                name: segment(&format!("d{i}")),
+                source: "cctv".into(),
+                communication: Communication::Unknown,
+                reason: None,
+                last_good: None,
+            });
+        }
+        assert_eq!(board.snapshot().devices.len(), DEVICES_MAX);
+    }
+
+    #[test]
+    fn the_age_of_a_backlog_spans_a_restart_only_by_trusted_clocks() {
+        let (_, board) = idle();
+        let head = |boot: &str, at| Head {
+            status: LaneStatus { epoch: Epoch::parse("0123456789abcdef").expect("epoch"), next: 8, settled: 5 },
+            next_position: 8,
+            records: 2,
+            bytes: 700,
+            oldest: Some((BootId::new(boot), at)),
+        };
+        for (boot, oldest, age_s) in [
+            ("boot", at(40), Some(60)),
+            ("before", at(10), Some(90)),
+            ("before", Now { trusted: false, ..at(10) }, None),
+        ] {
+            let (_keep, head) = watch::channel(head(boot, oldest));
+            board.set_lanes([(Lane::Alarm, head)]);
+            let lane = board.snapshot().lanes.remove(&Lane::Alarm).expect("set");
+            assert_eq!((lane.oldest_age_s, lane.next, lane.records), (age_s, 8, 2), "{boot}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_travels_as_json() {
+        let (_, board) = idle();
+        board.set_alarms(&[transition("panel/door", Severity::High, State::Unack, at(7))]);
+        let seen = board.snapshot();
+        let json = serde_json::to_string(&seen).expect("json");
+        assert_eq!(serde_json::from_str::<Snapshot>(&json).expect("back"), seen);
+    }
+}

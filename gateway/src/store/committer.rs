@@ -1,0 +1,210 @@
+//! The thread that alone touches a chain: it gathers what is queued, commits it as one group with one sync, then answers
+//! everyone in it. A chain nobody writes to sleeps.
+
+use std::{
+    fs::File,
+    sync::{
+        Arc, OnceLock,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    time::Duration,
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use super::{StoreError, Stored, chain::Chain, layout::Write};
+use crate::{
+    alarm::{AlarmId, AlarmState},
+    clock::Clock,
+    supervise::TaskResult,
+};
+
+/// What may wait for one chain, in KiB; each job counts as at least one. Full means that the disk is slower than the
+/// field: senders wait then, and nothing is dropped. Two chains of 1 MiB fit the daemon's memory.
+const QUEUE_KIB: u32 = 1024;
+/// A group is closed at this size: beyond it a sync costs little more a record, and the first of it waits longer.
+const GROUP_SIZE_MAX: usize = 256 * 1024;
+/// A group is closed at this many waiting jobs, for the same reason.
+const GROUP_JOBS_MAX: usize = 64;
+/// Jobs looked at before the clock is: a reader that asks without a pause must not hold back a writer.
+const JOBS_A_TURN_MAX: usize = 256;
+/// Confirmations are written with the next group, at the latest after this or …
+const CONFIRM_WAIT_MAX_MS: u64 = 1_000;
+/// … when there are so many: what is delivered twice after a power cut is bounded by both.
+const CONFIRMS_MAX: usize = 64;
+
+/// Runs when what a job wrote is on stable storage; is dropped unrun if it never will be.
+pub(super) type Done = Box<dyn FnOnce() + Send>;
+
+/// What a chain is asked.
+pub(super) enum Job {
+    Write { write: Write, done: Done },
+    Session(oneshot::Sender<u64>),
+    Confirm(Vec<u64>),
+    Read { position: u64, records_max: usize, answer: oneshot::Sender<Vec<Stored>> },
+    Alarm(AlarmId, oneshot::Sender<Option<AlarmState>>),
+    Alarms(oneshot::Sender<Vec<AlarmState>>),
+}
+
+/// The way to a chain's thread.
+#[derive(Debug, Clone)]
+pub(super) struct Handle {
+    chain: &'static str,
+    jobs: Sender<(Job, OwnedSemaphorePermit)>,
+    room: Arc<Semaphore>,
+    failure: Arc<OnceLock<StoreError>>,
+}
+
+impl Handle {
+    /// Queues a job of so many bytes, once there is room for it.
+    pub(super) async fn send(&self, job: Job, size: usize) -> Result<(), StoreError> {
+        let kib = u32::try_from(1 + size / 1024).unwrap_or(QUEUE_KIB).min(QUEUE_KIB);
+        let room = self.room.clone().acquire_many_owned(kib).await.map_err(|_| self.failure())?;
+        self.jobs.send((job, room)).map_err(|_| self.failure())
+    }
+
+    /// Queues a job and waits for its answer.
+    pub(super) async fn ask<T>(
+        &self,
+        job: impl FnOnce(oneshot::Sender<T>) -> Job,
+        size: usize,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        self.send(job(answer), size).await?;
+        answered.await.map_err(|_| self.failure())
+    }
+
+    /// Why the chain no longer answers.
+    fn failure(&self) -> StoreError {
+        self.failure.get().cloned().unwrap_or(StoreError::Closed { chain: self.chain })
+    }
+}
+
+/// The thread's own side.
+pub(super) struct Committer {
+    jobs: Receiver<(Job, OwnedSemaphorePermit)>,
+    failure: Arc<OnceLock<StoreError>>,
+    clock: Clock,
+    /// How long the first job of a group waits for others.
+    gather: Duration,
+    /// Whom the group in the making will answer.
+    waiting: Vec<Done>,
+    /// When the group in the making must be written, by the monotonic clock.
+    due_ms: Option<u64>,
+    /// Confirmations since the last group.
+    confirms: usize,
+    // In this order: the database is closed before the store's lock is given up.
+    chain: Chain,
+    _lock: Arc<File>,
+}
+
+impl Committer {
+    /// A thread to be run, and the way to it.
+    pub(super) fn new(chain: Chain, gather: Duration, lock: Arc<File>) -> (Handle, Self) {
+        let (sender, jobs) = channel();
+        let failure = Arc::<OnceLock<StoreError>>::default();
+        let handle = Handle {
+            chain: chain.database().chain(),
+            jobs: sender,
+            room: Arc::new(Semaphore::new(QUEUE_KIB as usize)),
+            failure: failure.clone(),
+        };
+        let clock = Clock::system();
+        let waiting = Vec::new();
+        (handle, Self { jobs, failure, clock, gather, waiting, due_ms: None, confirms: 0, chain, _lock: lock })
+    }
+
+    /// Serves until every handle is gone, then writes what is left. An error is the end of the chain.
+    pub(super) fn run(mut self) -> TaskResult {
+        let result = self.serve();
+        if let Err(error) = &result {
+            // Before the waiting are dropped with us: they ask for it.
+            let _ = self.failure.set(error.clone());
+        }
+        Ok(result?)
+    }
+
+    fn serve(&mut self) -> Result<(), StoreError> {
+        loop {
+            match self.wait() {
+                Ok((job, _room)) => self.take(job)?,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return self.write(),
+            }
+            for _ in 1..JOBS_A_TURN_MAX {
+                if self.full() {
+                    break;
+                }
+                let Ok((job, _room)) = self.jobs.try_recv() else { break };
+                self.take(job)?;
+            }
+            if self.full() || self.due_ms.is_some_and(|due_ms| self.now_ms() >= due_ms) {
+                self.write()?;
+            }
+        }
+    }
+
+    fn wait(&self) -> Result<(Job, OwnedSemaphorePermit), RecvTimeoutError> {
+        match self.due_ms {
+            None => self.jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(due_ms) => self.jobs.recv_timeout(Duration::from_millis(due_ms.saturating_sub(self.now_ms()))),
+        }
+    }
+
+    fn take(&mut self, job: Job) -> Result<(), StoreError> {
+        // An answer nobody waits for any more is no failure.
+        match job {
+            Job::Write { write, done } => {
+                self.chain.stage(write)?;
+                self.answer_with_group(done);
+            }
+            Job::Session(answer) => {
+                let session = self.chain.next_session();
+                self.answer_with_group(Box::new(move || {
+                    let _ = answer.send(session);
+                }));
+            }
+            Job::Confirm(positions) => {
+                self.chain.confirm(&positions)?;
+                self.chain.publish()?;
+                self.confirms += positions.len();
+                self.write_within(CONFIRM_WAIT_MAX_MS);
+            }
+            Job::Read { position, records_max, answer } => drop(answer.send(self.chain.read(position, records_max)?)),
+            Job::Alarm(id, answer) => drop(answer.send(self.chain.alarm(&id)?)),
+            Job::Alarms(answer) => drop(answer.send(self.chain.alarms()?)),
+        }
+        Ok(())
+    }
+
+    fn answer_with_group(&mut self, done: Done) {
+        self.waiting.push(done);
+        self.write_within(u64::try_from(self.gather.as_millis()).unwrap_or(0));
+    }
+
+    fn write_within(&mut self, wait_ms: u64) {
+        let due_ms = self.now_ms() + wait_ms;
+        self.due_ms = Some(self.due_ms.map_or(due_ms, |earlier_ms| earlier_ms.min(due_ms)));
+    }
+
+    fn full(&self) -> bool {
+        self.waiting.len() >= GROUP_JOBS_MAX
+            || self.chain.staged_size() >= GROUP_SIZE_MAX
+            || self.confirms >= CONFIRMS_MAX
+    }
+
+    fn write(&mut self) -> Result<(), StoreError> {
+        self.due_ms = None;
+        self.confirms = 0;
+        self.chain.commit()?;
+        self.chain.publish()?;
+        for done in self.waiting.drain(..) {
+            done();
+        }
+        Ok(())
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.clock.now().mono_ms
+    }
+}

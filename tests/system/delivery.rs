@@ -1,0 +1,190 @@
+//! Nothing is lost: brokers and the daemon are killed under load, subscribers leave, rights are missing.
+
+use std::thread;
+
+use serde_json::json;
+
+use crate::support::{
+    broker::{Access, Broker, GATEWAY},
+    gateway::{Gateway, wipe},
+    kills,
+    ledger::Ledger,
+    mqtt::Version,
+    park::{CABINET, CAMERAS, Park, Plan, meters},
+    until,
+};
+
+/// Detections between two kills: enough that a kill meets commits, publishes and confirmations under way.
+const DETECTIONS: u64 = 60;
+/// Cameras that take turns.
+const CAMERA_COUNT: u64 = 3;
+/// Meter registers whose every change is telemetry.
+const METER_COUNT: u16 = 8;
+
+fn arrived(ledger: &Ledger) -> u64 {
+    ledger.events.iter().filter(|event| event.subject.ends_with("/motion/intruder")).count() as u64
+}
+
+/// Cameras publish detections, each confirmed before the next, and meters turn, while `fault` strikes again and again;
+/// then every detection must have arrived once, and every settled number with it.
+fn under_load(name: &str, plan: &str, fault: impl Fn(&mut Gateway, &mut Broker)) {
+    let body = format!("{CAMERAS}{}", meters("100ms", METER_COUNT, 1));
+    let mut park = Park::open_with(&Plan { access: Access::Open, command_center: plan, body: &body });
+    let mut camera = park.camera(Version::V311);
+    let total = kills() * DETECTIONS;
+    let Park { gateway, center, plc, broker } = &mut park;
+    thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            for i in 0..total {
+                // Each camera's message ends what its message before began: every one is a transition.
+                let (which, value) = (i % CAMERA_COUNT, (i / CAMERA_COUNT).is_multiple_of(2));
+                plc.set(1, &format!("input:{}", i % u64::from(METER_COUNT)), u16::try_from(i + 1).unwrap_or(u16::MAX));
+                camera.publish(&format!("cam/kamera{which}/motion"), &value.to_string());
+            }
+        });
+        for kill in 1..=kills() {
+            let so_many = total * kill / (kills() + 1);
+            center.wait_for("the load to go on", |ledger| (arrived(ledger) >= so_many).then_some(()));
+            fault(gateway, broker);
+        }
+        load.join().expect("every detection was confirmed");
+    });
+    center.wait_for("every detection", |ledger| (arrived(ledger) >= total).then_some(()));
+    for which in 0..CAMERA_COUNT {
+        let alarm = format!("kamera{which}/motion/intruder");
+        let ledger = center.ledger();
+        for kind in ["raised", "cleared"] {
+            let mut occurrences: Vec<_> =
+                ledger.transitions(kind, &alarm).map(|e| e.data("occurrence").as_u64()).collect();
+            occurrences.sort_unstable();
+            let expected: Vec<_> = (1..=total / CAMERA_COUNT / 2).map(Some).collect();
+            assert_eq!(occurrences, expected, "{alarm} {kind}");
+        }
+    }
+    let last = park.stop();
+    assert_eq!(last["reason"], "stopped", "{last}");
+    let proved = park.center.assert_complete();
+    let settled = last["lanes"]["a"]["settled"].as_u64().unwrap_or(0);
+    assert!(settled >= total, "only {settled} of {total} detections are settled: {last}");
+    let telemetry = park.center.ledger().events.iter().filter(|event| event.lane == 't').count();
+    assert!(telemetry > 0, "the meters were not reported");
+    eprintln!(
+        "{name}: {} kills, {total} detections, 0 lost; {} numbers settled, {} here, {} declared lost, {} repeated, {telemetry} telemetry",
+        kills(),
+        proved.settled,
+        proved.arrived,
+        proved.declared_lost,
+        proved.duplicates,
+    );
+}
+
+#[test]
+fn no_event_is_lost_when_the_broker_is_killed_again_and_again() {
+    under_load("broker kill -9", "", |_, broker| {
+        broker.kill9();
+        broker.restart();
+    });
+}
+
+#[test]
+fn no_event_is_lost_when_the_daemon_is_killed_again_and_again() {
+    under_load("daemon kill -9", "", |gateway, _| {
+        gateway.kill9();
+        gateway.start();
+    });
+}
+
+#[test]
+fn mqtt_3_1_1_delivers_the_same() {
+    let plan = "protocol = \"v3.1.1\"\ndelivered_when = \"puback\"";
+    under_load("3.1.1, daemon kill -9", plan, |gateway, _| {
+        gateway.kill9();
+        gateway.start();
+    });
+}
+
+#[test]
+fn what_a_publisher_got_its_puback_for_survives_a_kill() {
+    let mut park = Park::open(CAMERAS);
+    // Nobody can have delivered it meanwhile: the command center's broker is gone.
+    park.broker.kill9();
+    for n in 0..kills() {
+        park.camera(Version::V311).publish(&format!("cam/kamera{n}/motion"), "true");
+        park.kill_and_start();
+    }
+    park.broker.restart();
+    for n in 0..kills() {
+        park.center.wait_for_transition("raised", &format!("kamera{n}/motion/intruder"));
+    }
+    park.center.assert_complete();
+}
+
+/// The twin of the test above: it is the store that makes it pass.
+#[test]
+fn without_its_store_the_same_alarm_is_gone() {
+    let mut park = Park::open(CAMERAS);
+    park.broker.kill9();
+    park.camera(Version::V311).publish("cam/kamera0/motion", "true");
+    park.gateway.kill9();
+    wipe(&park.gateway.outbox());
+    park.gateway.start();
+    park.broker.restart();
+    park.mark();
+    assert!(park.center.ledger().first("raised", "kamera0/motion/intruder").is_none());
+}
+
+#[test]
+fn what_nobody_subscribed_to_is_kept_until_somebody_does() {
+    let mut park = Park::open(CABINET);
+    park.wait_until_good("panel/door");
+    park.mark();
+    let sent = park.gateway.metric("gardu_uplink_publishes_total{lane=\"a\"}");
+    park.center.leave();
+    park.plc.set(1, "discrete:0", 1);
+    park.gateway.wait_for_metric("gardu_uplink_publishes_total{lane=\"a\"}", |n| n > sent);
+    park.gateway.wait_for_metric("gardu_outbox_records{lane=\"a\"}", |n| n >= 1.0);
+    park.center.come_back();
+    park.center.wait_for_transition("raised", "panel/door/open");
+    park.center.wait_for_state("panel/door/open", "UNACK");
+    park.gateway.wait_for_metric("gardu_outbox_records{lane=\"a\"}", |n| n < 1.0);
+    park.center.assert_complete();
+}
+
+#[test]
+fn a_lane_without_the_right_waits_and_the_other_goes_on() {
+    let body = format!("{CAMERAS}{}", meters("100ms", METER_COUNT, 1));
+    let plan = Plan { access: Access::Users, command_center: "", body: &body };
+    let mut park = Park::furnish(&plan);
+    park.broker.set_denied(&["gardu/v1/+/telemetry/#"]);
+    park.gateway.start();
+    park.plc.set(1, "input:0", 7);
+    until("telemetry waits", || park.gateway.metric("gardu_outbox_records{lane=\"t\"}") >= 1.0);
+    park.camera(Version::V5).publish("cam/kolam/motion", "true");
+    park.center.wait_for_transition("raised", "kolam/motion/intruder");
+    let telemetry = |ledger: &Ledger| ledger.events.iter().any(|event| event.lane == 't');
+    assert!(!telemetry(&park.center.ledger()), "it has no right to say this");
+    park.broker.set_denied(&[]);
+    park.center.wait_for("the telemetry", |ledger| telemetry(ledger).then_some(()));
+    park.center.wait_for("register 0 reads 7", |ledger| {
+        let mut readings = ledger.events.iter().filter_map(|event| event.data("readings").as_array()).flatten();
+        readings.find(|reading| reading["point"] == "meter1/p0" && reading["value"] == 7).map(|_| ())
+    });
+    park.center.assert_complete();
+}
+
+#[test]
+fn a_refused_login_is_said_and_ends_with_the_right_password() {
+    let mut park = Park::furnish(&Plan { access: Access::Users, command_center: "", body: CABINET });
+    park.broker.set_password((GATEWAY.0, "another"));
+    // It is ready without its command center: sources and alarms do not wait for it.
+    park.gateway.start();
+    until("`gardu status` says why", || {
+        let said = park.gateway.run(&["status", "--json"]);
+        String::from_utf8_lossy(&said.stdout).contains("login")
+    });
+    assert!(park.gateway.runs());
+    park.broker.set_password(GATEWAY);
+    park.center.wait_for_status("the gateway online", |status| status["state"] == "online");
+    park.wait_until_good("panel/door");
+    assert_eq!(park.center.ask(json!({ "command": "test" }))["result"], "ok");
+}

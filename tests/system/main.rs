@@ -1,0 +1,15 @@
+//! The whole gateway as a black box: the real binary, real brokers, a real bus, and every fault that can be had on one
+//! machine. Each test has its own broker, PLC, command center and store.
+
+#![expect(clippy::disallowed_methods, reason = "what stands around the gateway has clocks and threads of its own")]
+#![expect(clippy::print_stderr, reason = "a test says what it measured and why it failed")]
+
+#[path = "../contract/mod.rs"]
+mod contract;
+mod support;
+
+mod alarms;
+mod around;
+mod delivery;
+mod faults;
+mod operation;

@@ -1,0 +1,159 @@
+//! A mosquitto of one test's own: own port, configuration, users, rights and memory.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Instant,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::{
+    PATIENCE, free_port,
+    mqtt::{Connection, Version},
+    pause,
+};
+
+/// Who may connect and what they may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Anyone, anything.
+    Open,
+    /// `center` and `gateway` with passwords; what they may do is in the ACL file.
+    Users,
+}
+
+/// User and password of the command center where the broker wants one.
+pub(crate) const CENTER: (&str, &str) = ("center", "pusat-2026");
+/// User and password of the gateway where the broker wants one.
+pub(crate) const GATEWAY: (&str, &str) = ("gateway", "gardu-2026");
+
+/// A running mosquitto; it ends with this value.
+#[derive(Debug)]
+pub(crate) struct Broker {
+    /// Where it listens, also after a restart.
+    pub(crate) port: u16,
+    dir: TempDir,
+    child: Child,
+}
+
+impl Broker {
+    /// Starts one that lets everybody do everything.
+    pub(crate) fn start() -> Self {
+        Self::start_with(Access::Open)
+    }
+
+    /// Starts one and waits until it answers.
+    pub(crate) fn start_with(access: Access) -> Self {
+        let dir = tempfile::tempdir().expect("a folder for the broker");
+        let port = free_port();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        // In-flight and queue without limit: what was PUBACKed must be on its way to the center, since a killed
+        // broker forgets its queue. `user root` only matters to root: it keeps the private folder readable.
+        let mut lines = format!(
+            "listener {port} 127.0.0.1\nuser root\nset_tcp_nodelay true\nmax_inflight_messages 0\n\
+             max_queued_messages 0\npersistence true\npersistence_location {}/\nlog_dest file {}\n",
+            dir.path().display(),
+            path("log"),
+        );
+        match access {
+            Access::Open => lines.push_str("allow_anonymous true\n"),
+            Access::Users => {
+                let files = format!("password_file {}\nacl_file {}\n", path("passwords"), path("acl"));
+                lines.push_str(&format!("allow_anonymous false\n{files}"));
+            }
+        }
+        fs::write(dir.path().join("mosquitto.conf"), lines).expect("the broker's configuration");
+        fs::write(dir.path().join("passwords"), "").expect("its users");
+        write_password(dir.path(), CENTER);
+        write_password(dir.path(), GATEWAY);
+        write_rights(dir.path(), &[]);
+        let child = launch(dir.path());
+        let mut broker = Self { port, dir, child };
+        broker.wait_until_it_answers();
+        broker
+    }
+
+    /// Ends it as a power cut would.
+    pub(crate) fn kill9(&mut self) {
+        self.child.kill().expect("the broker is ours to kill");
+        self.child.wait().expect("the broker ended");
+    }
+
+    /// Starts it again and waits until it answers.
+    pub(crate) fn restart(&mut self) {
+        self.child = launch(self.dir.path());
+        self.wait_until_it_answers();
+    }
+
+    /// Gives a user a password, from now on.
+    pub(crate) fn set_password(&self, login: (&str, &str)) {
+        write_password(self.dir.path(), login);
+        self.reload();
+    }
+
+    /// Both users may do everything, but the gateway nothing on these topics, from now on.
+    pub(crate) fn set_denied(&self, topics: &[&str]) {
+        write_rights(self.dir.path(), topics);
+        self.reload();
+    }
+
+    /// SIGHUP: mosquitto reads passwords and ACL again.
+    fn reload(&self) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process id");
+        kill_process(pid, Signal::HUP).expect("the broker runs");
+    }
+
+    fn wait_until_it_answers(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match Connection::open(self.port, Version::V311, "is-it-up", None) {
+                Ok(connection) => return connection.disconnect(),
+                Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => return,
+                Err(e) => {
+                    let ended = self.child.try_wait().expect("the broker is our child");
+                    let late = Instant::now() > deadline;
+                    assert!(ended.is_none() && !late, "mosquitto does not answer ({ended:?}): {e}\n{}", self.log());
+                    pause();
+                }
+            }
+        }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        // It may have been killed by the test already.
+        let _ended = self.child.kill();
+        let _ended = self.child.wait();
+    }
+}
+
+fn write_password(dir: &Path, (user, password): (&str, &str)) {
+    let done = Command::new("mosquitto_passwd").arg("-b").arg(dir.join("passwords")).args([user, password]).output();
+    let done = done.expect("mosquitto_passwd comes with mosquitto");
+    assert!(done.status.success(), "mosquitto_passwd: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+fn write_rights(dir: &Path, denied: &[&str]) {
+    let denied: String = denied.iter().map(|topic| format!("topic deny {topic}\n")).collect();
+    let (center, gateway) = (CENTER.0, GATEWAY.0);
+    let rights = format!("user {center}\ntopic readwrite #\nuser {gateway}\n{denied}topic readwrite #\n");
+    fs::write(dir.join("acl"), rights).expect("the broker's rights");
+}
+
+fn launch(dir: &Path) -> Child {
+    // Debian keeps it in /usr/sbin, which is not in every user's PATH.
+    let tried = ["mosquitto", "/usr/sbin/mosquitto"].into_iter().find_map(|program| {
+        let mut command = Command::new(program);
+        command.arg("-c").arg(dir.join("mosquitto.conf"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()
+    });
+    tried.expect("mosquitto is installed (Debian: apt-get install mosquitto)")
+}

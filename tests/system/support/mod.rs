@@ -1,0 +1,55 @@
+//! What stands around the gateway in these tests: brokers, a PLC, a command center, and the gateway itself as a
+//! black box.
+
+pub(crate) mod broker;
+pub(crate) mod center;
+pub(crate) mod gateway;
+pub(crate) mod ledger;
+pub(crate) mod mqtt;
+pub(crate) mod park;
+pub(crate) mod plc;
+
+use std::{
+    net::TcpListener,
+    sync::atomic::{AtomicU16, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How long any condition may take: far beyond what a busy machine needs, and twice the longest pause the gateway makes on
+/// purpose (a minute, after a refused login or publish), so that only a fault reaches it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Between two looks at something that cannot tell us when it changes.
+pub(crate) fn pause() {
+    thread::sleep(Duration::from_millis(20));
+}
+
+/// Waits until something that cannot tell us is so.
+pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !so() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        pause();
+    }
+}
+
+/// A loopback port that stays free for us while a server on it is down: below the range that the kernel hands out to
+/// outgoing connections (32768 and up), and never the same twice in one process.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const FIRST: u16 = 12_000;
+    const COUNT: u16 = 20_000;
+    let start = u16::try_from(std::process::id() % 200).expect("below 200") * 100;
+    loop {
+        let port = FIRST + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// How often the daemon or a broker is killed in one test; `GARDU_KILLS` asks for more.
+pub(crate) fn kills() -> u64 {
+    std::env::var("GARDU_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(5)
+}
