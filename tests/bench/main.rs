@@ -7,7 +7,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "the table is the purpose")]
 
 #[path = "../contract/mod.rs"]
-#[allow(dead_code, reason = "shared with the system tests")]
+#[allow(dead_code, unreachable_pub, reason = "shared with the system tests")]
 mod contract;
 #[path = "../system/support/mod.rs"]
 #[allow(dead_code, reason = "shared with the system tests")]
@@ -69,7 +69,10 @@ fn main() {
         // `cargo test --all-targets` runs every target once; measuring is asked for with `cargo bench`.
         return eprintln!("not measured: use tests/bench/run");
     }
-    assert!(!cfg!(debug_assertions), "figures come from the release build only: use tests/bench/run");
+    if cfg!(debug_assertions) {
+        eprintln!("figures come from the release build only: use tests/bench/run");
+        std::process::exit(1);
+    }
     let latency = latency();
     let load = load();
     let size = mib(fs::metadata(BINARY).expect("the binary was built").len());

@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use crate::support::{
-    broker::{Access, Broker},
+    broker::Broker,
     mqtt::{Publisher, Retain, Version},
-    park::{CABINET, CAMERAS, Park, Plan},
+    park::{CABINET, CAMERAS, Park},
 };
 
 #[test]

@@ -4,14 +4,17 @@ use std::thread;
 
 use serde_json::json;
 
-use crate::support::{
-    broker::{Access, Broker, GATEWAY},
-    gateway::{Gateway, wipe},
-    kills,
-    ledger::Ledger,
-    mqtt::Version,
-    park::{CABINET, CAMERAS, Park, Plan, meters},
-    until,
+use crate::{
+    contract,
+    support::{
+        broker::{Access, Broker, GATEWAY},
+        gateway::{Gateway, wipe},
+        kills,
+        ledger::Ledger,
+        mqtt::Version,
+        park::{CABINET, CAMERAS, Park, Plan, meters},
+        until,
+    },
 };
 
 /// Detections between two kills: enough that a kill meets commits, publishes and confirmations under way.
@@ -69,12 +72,14 @@ fn under_load(name: &str, plan: &str, fault: impl Fn(&mut Gateway, &mut Broker))
     let telemetry = park.center.ledger().events.iter().filter(|event| event.lane == 't').count();
     assert!(telemetry > 0, "the meters were not reported");
     eprintln!(
-        "{name}: {} kills, {total} detections, 0 lost; {} numbers settled, {} here, {} declared lost, {} repeated, {telemetry} telemetry",
+        "{name}: {} kills, {total} detections, 0 lost; {} numbers settled, {} here, {} declared lost, {} repeated; \
+         {telemetry} telemetry events, {} payloads checked",
         kills(),
         proved.settled,
         proved.arrived,
         proved.declared_lost,
         proved.duplicates,
+        contract::checked(),
     );
 }
 

@@ -17,11 +17,10 @@ use std::{
     time::Duration,
 };
 
-use prometheus::{Histogram, IntCounter};
 use tracing::error;
 
 use super::{OpenError, StoreError};
-use crate::metrics::Metrics;
+use crate::metrics::{Histogram, IntCounter, Metrics};
 
 /// Page cache of one chain. Smaller does not save memory (the page table dominates), larger gains nothing: a chain is
 /// appended to at one end and read at the other.
