@@ -14,12 +14,12 @@ use std::{
     fs, future, io,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    process::ExitCode,
     time::Duration,
 };
 
 use anyhow::Context as _;
 use tokio::sync::mpsc;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use self::{
     cameras::{Camera, Scene},
@@ -28,14 +28,7 @@ use self::{
     paper::{Colour, Paper},
     park::{Incident, Pace, Park, Unit},
 };
-use super::exit;
-use crate::{
-    clock::Clock,
-    config::{self, Language},
-    daemon::Daemon,
-    notify::Manager,
-    supervise::Shutdown,
-};
+use crate::{clock::Clock, config::Language, supervise::Shutdown};
 
 /// One round of the play, unless `--for` says how long it may take.
 const ROUND: Duration = Duration::from_secs(60);
@@ -51,6 +44,15 @@ const CALM: Duration = Duration::from_secs(2);
 const SETTLE_MAX: Duration = Duration::from_secs(90);
 const GATEWAY: &str = "taman-demo";
 const PREFIX: &str = "gardu/v1";
+
+/// How the demonstration goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// How long the play takes; without it, it repeats until Ctrl-C.
+    pub length: Option<Duration>,
+    /// Language of what is printed.
+    pub language: Language,
+}
 
 /// One thing that happens.
 #[derive(Debug, Clone, Copy)]
@@ -85,53 +87,37 @@ const PLAY: [(u32, Step, &str); 20] = [
     (86, Step::Cabinet(Incident::WaterNormal), "demo-step-water-normal"),
 ];
 
-/// Runs the park for `length`, or until Ctrl-C; fails if the gateway lost anything.
-#[expect(clippy::print_stderr, reason = "a demonstration that cannot go on says why to who started it")]
-#[must_use]
-pub fn run(length: Option<Duration>, language: Language) -> ExitCode {
-    match super::runtime().block_on(perform(length, language)) {
-        Ok(Summary { lost: 0, .. }) => exit::OK.into(),
-        Ok(_) => exit::SOFTWARE.into(),
-        Err(reason) => {
-            eprintln!("gardu demo: {reason:#}");
-            exit::SOFTWARE.into()
-        }
-    }
-}
-
-/// The daemon as it runs everywhere, told by nobody but `stop`.
-async fn gateway(path: &Path, clock: Clock, stop: Shutdown) -> anyhow::Result<()> {
-    let config = config::load(path)?;
-    let daemon = Daemon::start(config, clock, Manager::default()).await?;
-    Ok(daemon.run(stop.cancelled()).await?)
-}
-
-/// Plays the park and returns what the command center counted.
-async fn perform(length: Option<Duration>, language: Language) -> anyhow::Result<Summary> {
-    let clock = Clock::system();
-    let round = length.unwrap_or(ROUND).max(ROUND_MIN);
+/// Plays the park around `daemon`, which is given the configuration's path, the clock and the moment to stop.
+///
+/// Returns what the command center counted; `lost` is 0 unless the gateway has a fault.
+pub async fn run<D, F>(options: Options, clock: Clock, daemon: D) -> anyhow::Result<Summary>
+where
+    D: FnOnce(PathBuf, Clock, WaitForCancellationFutureOwned) -> F,
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let round = options.length.unwrap_or(ROUND).max(ROUND_MIN);
     let folder = Folder::new().context("cannot make a temporary folder")?;
     let speed = u32::try_from(PARK_SECONDS_A_ROUND / round.as_secs()).unwrap_or(u32::MAX).max(1);
     let (park, cabinet) = Park::start(Pace::new(clock.clone(), FROM_SECOND, speed), fastrand::u64(..)).await?;
     let root = format!("{PREFIX}/{GATEWAY}/");
-    let paper = Paper::new(Box::new(io::stdout()), Colour::of_stdout(), language);
+    let paper = Paper::new(Box::new(io::stdout()), Colour::of_stdout(), options.language);
     let (center, handle) = Center::bind(root, paper, clock.clone()).await?;
     let cctv = free_port().context("no free port on loopback")?;
     let path = folder.0.join("gardu.toml");
-    fs::write(&path, toml(&folder.0, language, handle.address, cctv, park.address()))?;
+    fs::write(&path, config(&folder.0, options.language, handle.address, cctv, park.address()))?;
 
     let (stop, ended) = (Shutdown::new(), Shutdown::new());
     let (kolam, kolam_scenes) = mpsc::channel(16);
     let (gudang, gudang_scenes) = mpsc::channel(16);
     let gateway = async {
-        let result = gateway(&path, clock.clone(), stop.clone()).await;
+        let result = daemon(path, clock.clone(), stop.clone().cancelled_owned()).await;
         ended.cancel();
         result
     };
     let story = async {
         tokio::select! {
             () = ended.cancelled() => {}
-            () = play(length, round, &park, &handle, [&kolam, &gudang]) => {}
+            () = play(&options, round, &park, &handle, [&kolam, &gudang]) => {}
         }
         stop.cancel();
     };
@@ -150,7 +136,7 @@ async fn perform(length: Option<Duration>, language: Language) -> anyhow::Result
 
 /// Incidents in their order, then calm until everything has arrived.
 async fn play(
-    length: Option<Duration>,
+    options: &Options,
     round: Duration,
     park: &Park,
     handle: &Handle,
@@ -172,7 +158,7 @@ async fn play(
                 }
             }
             tokio::time::sleep(round - at).await;
-            if length.is_some() {
+            if options.length.is_some() {
                 return;
             }
         }
@@ -199,7 +185,7 @@ async fn interrupted() {
 }
 
 /// The configuration of the gateway in the middle.
-fn toml(folder: &Path, language: Language, center: SocketAddr, cctv: SocketAddr, park: SocketAddr) -> String {
+fn config(folder: &Path, language: Language, center: SocketAddr, cctv: SocketAddr, park: SocketAddr) -> String {
     let gateway = include_str!("gateway.toml")
         .replace("{language}", language.code())
         .replace("{center}", &center.to_string())

@@ -35,11 +35,11 @@ fn the_play_is_in_order_and_every_line_has_its_words() {
 #[test]
 fn the_configuration_of_the_gateway_is_whole() {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1_502));
-    let text = toml(Path::new("/x"), Language::English, address, address, address);
-    let parsed: ::toml::Table = text.parse().expect("TOML");
+    let text = config(Path::new("/x"), Language::English, address, address, address);
+    let toml: toml::Table = text.parse().expect("TOML");
     assert!(!text.contains("{address}") && !text.contains("{center}") && !text.contains("{outbox}"));
     assert!(
-        ["gateway", "command_center", "outbox", "modbus", "mqtt", "alarm"].iter().all(|key| parsed.contains_key(*key))
+        ["gateway", "command_center", "outbox", "modbus", "mqtt", "alarm"].iter().all(|key| toml.contains_key(*key))
     );
 }
 
