@@ -284,11 +284,11 @@ async fn commits_that_wait_together_share_a_sync() {
             Box::pin(async move { store.commit(Commit { records, ..Commit::default() }).await })
         })
         .collect();
-    std::future::poll_fn(|context| {
+    let queue_all = std::future::poll_fn(|context| {
         assert!(commits.iter_mut().all(|commit| commit.as_mut().poll(context).is_pending()));
         Poll::Ready(())
-    })
-    .await;
+    });
+    tokio::task::unconstrained(queue_all).await;
     let threads: Vec<_> = committers.into_iter().map(|(_, work)| std::thread::spawn(work)).collect();
     for commit in commits {
         commit.await.expect("durable");
