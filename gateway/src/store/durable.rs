@@ -5,6 +5,10 @@
 //! leaves data in the drive's cache; nobody syncs its `conf` and its directories; a half-written
 //! `snap.*.generating` is taken for a snapshot and makes every later open fail; damage panics as often as it is
 //! reported; and its cache forgets nothing that is looked at only once.
+//!
+//! Limits: the file does not shrink, and every open writes its free segments anew, so that a restart after a large
+//! backlog was drained costs up to that backlog in flash writes. Damage in what was written since the last open ends the
+//! log there without an error: what follows is lost and can be given again; only a mark outside sled could tell.
 
 use std::{
     any::Any,
