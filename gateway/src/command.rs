@@ -171,3 +171,14 @@ pub enum Outcome {
     /// Not carried out; `code` says why.
     Refused,
 }
+
+impl Outcome {
+    /// The word in payloads and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Refused => "refused",
+        }
+    }
+}

@@ -14,13 +14,13 @@ use crate::{
     http::{BindError, HttpTask, Names, View},
     metrics::Metrics,
     notify::{Manager, WatchdogTask},
-    pipeline::{INPUT_QUEUE, Pipeline, core::Core},
+    pipeline::{INPUT_QUEUE, Input, Pipeline, Raised, core::Core},
     record::Lane,
     source::{
         modbus::bus::BusTask,
         mqtt::{self, Outlet, devices::Devices},
     },
-    status::{About, StatusBoard},
+    status::{About, DeviceUpdate, StatusBoard},
     store::{self, OpenError},
     supervise::{Failure, Pulse, Shutdown, Supervisor},
     uplink::session::UplinkTask,
@@ -67,6 +67,9 @@ impl Daemon {
         let options =
             store::Options { path: config.outbox.path.clone(), machine: machine(), boot: handles.clock.boot().clone() };
         let (store, recovered, committers) = store::open(&options, &handles.metrics)?;
+        for (bus, device) in config.modbus.iter().flat_map(|bus| bus.devices.iter().map(move |device| (bus, device))) {
+            board.set_device(DeviceUpdate::unheard(device.name.clone(), bus.name.as_str()));
+        }
         board.set_lanes(Lane::ALL.map(|lane| (lane, store.head(lane))));
         serve(&config, &board, &handles, &mut supervisor).await?;
 
@@ -86,6 +89,7 @@ impl Daemon {
             clock: handles.clock.clone(),
             metrics: handles.metrics.clone(),
             beat: handles.pulse.stage("pipeline"),
+            raised: Raised::default(),
         };
         supervisor.task("pipeline", pipeline.run());
         let Handles { clock, metrics, pulse, shutdown } = &handles;
@@ -132,12 +136,7 @@ async fn serve(
 }
 
 /// One task a bus and one an MQTT input.
-fn sources(
-    config: Config,
-    readings: &mpsc::Sender<crate::pipeline::Input>,
-    handles: &Handles,
-    supervisor: &mut Supervisor,
-) {
+fn sources(config: Config, readings: &mpsc::Sender<Input>, handles: &Handles, supervisor: &mut Supervisor) {
     let Handles { clock, metrics, pulse, shutdown } = handles;
     let devices = Devices::of(&config);
     for bus in config.modbus {

@@ -1,9 +1,12 @@
 //! Every number Prometheus sees, in one place. Names carry base units, counters end in `_total`, labels are bounded by
 //! the configuration or by an enum (DESIGN.md §7).
 
+use prometheus::{
+    CounterVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, core::Collector,
+    process_collector::ProcessCollector,
+};
 /// Handles that others may keep: `prometheus` itself is named only here and in `http`.
 pub use prometheus::{Histogram, IntCounter, IntGauge};
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, core::Collector};
 
 /// Handles to every metric; clones share them.
 #[derive(Debug, Clone)]
@@ -16,8 +19,8 @@ pub struct Metrics {
     pub read_errors: IntCounterVec,
     /// `gardu_modbus_request_seconds{bus}`
     pub modbus_request_seconds: HistogramVec,
-    /// `gardu_modbus_busy_seconds_total{bus}` counts milliseconds internally; see [`Metrics::new`].
-    pub modbus_busy_ms: IntCounterVec,
+    /// `gardu_modbus_busy_seconds_total{bus}`: its rate is the bus's utilisation
+    pub modbus_busy_seconds: CounterVec,
     /// `gardu_modbus_poll_late_seconds{bus}`
     pub modbus_poll_late_seconds: HistogramVec,
     /// `gardu_modbus_connects_total{bus}`
@@ -28,6 +31,8 @@ pub struct Metrics {
     pub alarm_transitions: IntCounterVec,
     /// `gardu_alarms{state}`
     pub alarms: IntGaugeVec,
+    /// `gardu_alarms_raised_10m`
+    pub alarms_raised_10m: IntGauge,
     /// `gardu_outbox_records{lane}`
     pub outbox_records: IntGaugeVec,
     /// `gardu_outbox_bytes{lane}`
@@ -73,23 +78,32 @@ impl Metrics {
     /// Registers everything; a name registered twice is a bug in this file.
     #[must_use]
     pub fn new() -> Self {
-        let registry = Registry::new_custom(Some("gardu".into()), None).expect("a prefix is a valid name");
+        let registry = Registry::new();
         let r = &registry;
-        let counters = |name, help, labels: &[&str]| {
-            put(r, IntCounterVec::new(Opts::new(name, help), labels).expect("valid names"))
-        };
+        r.register(Box::new(ProcessCollector::for_self())).expect("registered once");
+        let counters =
+            |name, help, labels: &[&str]| put(r, IntCounterVec::new(opts(name, help), labels).expect("valid names"));
         let gauges =
-            |name, help, labels: &[&str]| put(r, IntGaugeVec::new(Opts::new(name, help), labels).expect("valid names"));
+            |name, help, labels: &[&str]| put(r, IntGaugeVec::new(opts(name, help), labels).expect("valid names"));
         let times = |name, help, labels: &[&str]| {
-            let opts = HistogramOpts::new(name, help).buckets(seconds_buckets());
-            put(r, HistogramVec::new(opts, labels).expect("valid names"))
+            put(
+                r,
+                HistogramVec::new(HistogramOpts::from(opts(name, help)).buckets(seconds_buckets()), labels)
+                    .expect("valid names"),
+            )
         };
-        let gauge = |name, help| put(r, IntGauge::new(name, help).expect("valid name"));
+        let gauge = |name, help| put(r, IntGauge::with_opts(opts(name, help)).expect("valid name"));
+        let build = gauges("build_info", "1, with what runs here.", &["version"]);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Self {
             readings: counters("readings_total", "Readings taken.", &["device"]),
             read_errors: counters("read_errors_total", "Readings of bad quality.", &["device", "reason"]),
             modbus_request_seconds: times("modbus_request_seconds", "Round trip of one request.", &["bus"]),
-            modbus_busy_ms: counters("modbus_busy_milliseconds_total", "Time spent in requests.", &["bus"]),
+            modbus_busy_seconds: put(
+                r,
+                CounterVec::new(opts("modbus_busy_seconds_total", "Time spent in requests."), &["bus"])
+                    .expect("valid names"),
+            ),
             modbus_poll_late_seconds: times(
                 "modbus_poll_late_seconds",
                 "Start of a poll after its due time.",
@@ -99,6 +113,7 @@ impl Metrics {
             mqtt_messages: counters("mqtt_messages_total", "Messages received.", &["input", "result"]),
             alarm_transitions: counters("alarm_transitions_total", "Alarm transitions.", &["severity", "kind"]),
             alarms: gauges("alarms", "Alarms by state.", &["state"]),
+            alarms_raised_10m: gauge("alarms_raised_10m", "Alarms raised in the last 10 minutes."),
             outbox_records: gauges("outbox_records", "Records waiting for delivery.", &["lane"]),
             outbox_bytes: gauges("outbox_bytes", "Bytes of the records waiting.", &["lane"]),
             outbox_oldest_age_seconds: gauges("outbox_oldest_age_seconds", "Age of the oldest waiting.", &["lane"]),
@@ -111,7 +126,7 @@ impl Metrics {
             uplink_puback_seconds: put(
                 r,
                 Histogram::with_opts(
-                    HistogramOpts::new("uplink_puback_seconds", "Publish to PUBACK.").buckets(seconds_buckets()),
+                    HistogramOpts::from(opts("uplink_puback_seconds", "Publish to PUBACK.")).buckets(seconds_buckets()),
                 )
                 .expect("valid name"),
             ),
@@ -119,7 +134,8 @@ impl Metrics {
             uplink_reconnects: counters("uplink_reconnects_total", "Connections that ended.", &["reason"]),
             uplink_sent_bytes: put(
                 r,
-                IntCounter::new("uplink_sent_bytes_total", "Topics and payloads sent.").expect("valid name"),
+                IntCounter::with_opts(opts("uplink_sent_bytes_total", "Topics and payloads sent."))
+                    .expect("valid name"),
             ),
             end_to_end_seconds: times("end_to_end_seconds", "Field stamp to confirmation.", &["lane"]),
             commands: counters("commands_total", "Commands answered.", &["command", "result"]),
@@ -134,6 +150,10 @@ impl Default for Metrics {
     fn default() -> Self {
         Self::new()
     }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(format!("gardu_{name}"), help)
 }
 
 fn put<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> C {

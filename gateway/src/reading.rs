@@ -57,6 +57,12 @@ impl fmt::Display for Segment {
     }
 }
 
+impl Borrow<str> for Segment {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 /// Whether `text` is one valid segment.
 #[must_use]
 pub fn is_segment(text: &str) -> bool {

@@ -235,6 +235,16 @@ pub enum LossReason {
     Refused,
 }
 
+impl LossReason {
+    /// The word in payloads and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+        }
+    }
+}
+
 /// One record that was set aside after the broker refused it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {

@@ -17,7 +17,7 @@ use crate::{
     alarm::{AlarmId, Severity, State, Texts, Transition},
     clock::{Clock, Now, rfc3339},
     config::{Config, Gateway},
-    reading::{Reason, Segment, Value},
+    reading::{Quality, Reading, Reason, Segment, Value},
     record::{Epoch, Lane},
     store::Head,
     supervise::Pulse,
@@ -239,6 +239,14 @@ pub struct DeviceUpdate {
     pub last_good: Option<Now>,
 }
 
+impl DeviceUpdate {
+    /// A device that nothing is known of yet.
+    #[must_use]
+    pub fn unheard(name: Segment, source: &str) -> Self {
+        Self { name, source: source.into(), communication: Communication::Unknown, reason: None, last_good: None }
+    }
+}
+
 /// Holds the present state of everything; clones share it.
 #[derive(Debug, Clone)]
 pub struct StatusBoard {
@@ -327,6 +335,23 @@ impl StatusBoard {
         devices.insert(device.name.clone(), device);
     }
 
+    /// Readings of one device arrived: whether it answers, and when it last did. `source` is where an unknown one is from.
+    pub fn heard(&self, readings: &[Reading], source: &str) {
+        let Some(first) = readings.first() else { return };
+        let good = readings.iter().rfind(|reading| reading.quality == Quality::Good);
+        let silent = good.is_none() || readings.iter().any(says_silent);
+        let (communication, reason) =
+            if silent { (Communication::Bad, first.reason) } else { (Communication::Good, None) };
+        let last_good = good.filter(|_| !silent).map(|reading| reading.at);
+        let known =
+            self.parts().devices.get(first.point.device()).map(|known| (known.name.clone(), known.source.clone()));
+        let (name, source) = known.unwrap_or_else(|| {
+            let name = Segment::parse(first.point.device()).expect("a point's first segment is a segment");
+            (name, source.into())
+        });
+        self.set_device(DeviceUpdate { name, source, communication, reason, last_good });
+    }
+
     /// Everything as it is now.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
@@ -341,11 +366,21 @@ impl StatusBoard {
             uptime_s: now.since(self.started).as_secs(),
             ready: parts.ready,
             uplink: parts.uplink.as_ref().map(|uplink| Uplink::of(uplink, parts.last_reason.clone(), now)),
-            lanes: parts.heads.iter().map(|(lane, head)| (*lane, self.lane(&head.borrow(), now))).collect(),
+            lanes: self.lanes_of(&parts, now).collect(),
             alarms: parts.alarms.clone(),
             devices: parts.devices.values().map(|device| DeviceState::of(device, now)).collect(),
             stages: self.pulse.idle().into_iter().map(stage).collect(),
         }
+    }
+
+    /// How far each lane has come.
+    #[must_use]
+    pub fn lanes(&self) -> Vec<(Lane, LaneState)> {
+        self.lanes_of(&self.parts(), self.clock.now()).collect()
+    }
+
+    fn lanes_of<'a>(&'a self, parts: &'a Parts, now: Now) -> impl Iterator<Item = (Lane, LaneState)> + 'a {
+        parts.heads.iter().map(move |(lane, head)| (*lane, self.lane(&head.borrow(), now)))
     }
 
     fn lane(&self, head: &Head, now: Now) -> LaneState {
@@ -369,6 +404,12 @@ impl StatusBoard {
     fn parts(&self) -> MutexGuard<'_, Parts> {
         self.parts.lock().expect("no panic while the board is held")
     }
+}
+
+/// Whether this is `{device}/communication` being true.
+fn says_silent(reading: &Reading) -> bool {
+    let name = reading.point.as_str().split_once('/').map(|(_, name)| name);
+    name == Some("communication") && reading.value == Some(Value::Bool(true))
 }
 
 impl Uplink {

@@ -74,6 +74,10 @@ async fn metrics(State(view): State<View>) -> Response {
         let idle_s = i64::try_from(idle.as_secs()).unwrap_or(i64::MAX);
         view.metrics.stage_idle_seconds.with_label_values(&[stage]).set(idle_s);
     }
+    for (lane, state) in view.board.lanes() {
+        let age_s = i64::try_from(state.oldest_age_s.unwrap_or(0)).unwrap_or(i64::MAX);
+        view.metrics.outbox_oldest_age_seconds.with_label_values(&[lane.as_str()]).set(age_s);
+    }
     view.metrics.clock_trusted.set(i64::from(view.clock.now().trusted));
     let encoder = TextEncoder::new();
     let mut text = Vec::new();

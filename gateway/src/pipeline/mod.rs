@@ -6,19 +6,19 @@
 mod answers;
 pub mod core;
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::sync::{mpsc, oneshot};
 
 use self::core::{Core, Step};
 use crate::{
-    alarm::State,
+    alarm::{Kind, State},
     clock::Clock,
     command::{Answer, Request},
     metrics::Metrics,
     reading::Reading,
-    record::{Body, Epoch, Lane, LastKnown, Refused},
+    record::{Body, Epoch, Lane, LastKnown, Refused, StreamEvent},
     status::StatusBoard,
     store::{Store, StoreError},
     supervise::{BEAT_EVERY, Beat, TaskResult},
@@ -92,6 +92,32 @@ pub struct Pipeline {
     pub metrics: Metrics,
     /// Its pulse.
     pub beat: Beat,
+    /// When the alarms of the last ten minutes were raised.
+    pub raised: Raised,
+}
+
+/// When alarms were raised, in monotonic milliseconds, oldest first: at most [`RAISED_MAX`] within [`RAISED_WINDOW_MS`].
+#[derive(Debug, Default)]
+pub struct Raised(VecDeque<u64>);
+
+/// ISA-18.2 counts alarms in 10 minutes; more than 10 of them are a flood.
+const RAISED_WINDOW_MS: u64 = 10 * 60 * 1_000;
+/// A thousand floods: beyond that the exact number says nothing more.
+const RAISED_MAX: usize = 10_000;
+
+impl Raised {
+    /// Notes one; [`Raised::count`] lets go of those that are too old.
+    fn note(&mut self, now_ms: u64) {
+        if self.0.len() < RAISED_MAX {
+            self.0.push_back(now_ms);
+        }
+    }
+
+    fn count(&mut self, now_ms: u64) -> usize {
+        let old = self.0.partition_point(|ms| ms + RAISED_WINDOW_MS <= now_ms);
+        self.0.drain(..old);
+        self.0.len()
+    }
 }
 
 /// Publishers that wait for a telemetry group.
@@ -104,6 +130,11 @@ impl Pipeline {
         let first = std::mem::take(&mut self.first);
         self.carry_out(first, &mut waiting).await?;
         while let Some(inputs) = self.select(&mut waiting).await {
+            for input in &inputs {
+                if let Input::Readings(readings) | Input::Message { readings, .. } = input {
+                    self.board.heard(readings, "mqtt");
+                }
+            }
             let step = self.core.apply(inputs, self.clock.now());
             self.carry_out(step, &mut waiting).await?;
             self.beat.mark();
@@ -127,7 +158,7 @@ impl Pipeline {
     }
 
     /// Makes a step durable, then tells those who wait for it.
-    async fn carry_out(&self, step: Step, waiting: &mut Waiting) -> Result<(), StoreError> {
+    async fn carry_out(&mut self, step: Step, waiting: &mut Waiting) -> Result<(), StoreError> {
         self.count(&step);
         if !step.commit.is_empty() {
             self.store.commit(step.commit).await?;
@@ -154,12 +185,27 @@ impl Pipeline {
         Ok(())
     }
 
-    fn count(&self, step: &Step) {
+    fn count(&mut self, step: &Step) {
+        let now_ms = self.clock.now().mono_ms;
         for record in &step.commit.records {
-            if let Body::Alarm(t) = &record.body {
-                let labels = [t.severity.as_str(), t.kind.as_str()];
-                self.metrics.alarm_transitions.with_label_values(&labels).inc();
+            match &record.body {
+                Body::Alarm(t) => {
+                    let labels = [t.severity.as_str(), t.kind.as_str()];
+                    self.metrics.alarm_transitions.with_label_values(&labels).inc();
+                    if t.kind == Kind::Raised {
+                        self.raised.note(now_ms);
+                    }
+                }
+                Body::Stream(StreamEvent::Lost { lane, reason, count, .. }) => {
+                    self.metrics.outbox_lost.with_label_values(&[lane.as_str(), reason.as_str()]).inc_by(*count);
+                }
+                Body::Stream(StreamEvent::Started { .. }) | Body::Command(_) | Body::Telemetry(_) => {}
             }
+        }
+        let raised = i64::try_from(self.raised.count(now_ms)).expect("at most RAISED_MAX");
+        self.metrics.alarms_raised_10m.set(raised);
+        for (_, answer) in &step.answers {
+            self.metrics.commands.with_label_values(&[&*answer.command, answer.result.as_str()]).inc();
         }
         if !step.commit.alarms.is_empty() {
             self.board.set_alarms(self.core.alarms().filter(|s| s.configured).map(|s| &s.last));
@@ -169,5 +215,19 @@ impl Pipeline {
                 self.metrics.alarms.with_label_values(&[state.as_str()]).set(count);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alarms_count_for_ten_minutes() {
+        let mut raised = Raised::default();
+        for ms in [0, 1_000, 599_999] {
+            raised.note(ms);
+        }
+        assert_eq!([599_999, 600_000, 601_000, 1_199_999].map(|ms| raised.count(ms)), [3, 2, 1, 0]);
     }
 }

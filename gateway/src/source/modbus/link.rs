@@ -38,8 +38,6 @@ pub struct Wire {
     backoff: Backoff,
     /// No connect before this time.
     retry_at_ms: u64,
-    /// Of the busy time, what is not yet a whole millisecond.
-    busy_rest_s: f64,
 }
 
 impl Wire {
@@ -56,7 +54,6 @@ impl Wire {
             failures: 0,
             backoff: Backoff::default(),
             retry_at_ms: 0,
-            busy_rest_s: 0.0,
         }
     }
 
@@ -80,7 +77,7 @@ impl Wire {
         let timer = self.metrics.modbus_request_seconds.with_label_values(&[self.bus.as_str()]).start_timer();
         let response = timeout(self.timeout, context.call(function(request))).await;
         let busy_s = timer.stop_and_record();
-        self.count_busy(busy_s);
+        self.metrics.modbus_busy_seconds.with_label_values(&[self.bus.as_str()]).inc_by(busy_s);
         let result = judge(request, response);
         match result {
             Ok(_) | Err(Trouble::Refused(_) | Trouble::Unreachable) => {}
@@ -122,20 +119,6 @@ impl Wire {
                 }
             }
         }
-    }
-
-    fn count_busy(&mut self, busy_s: f64) {
-        self.busy_rest_s += busy_s;
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a request lasts far below 2^64 ms"
-        )]
-        let whole_ms = (self.busy_rest_s * 1e3) as u64;
-        #[expect(clippy::cast_precision_loss, reason = "as above")]
-        let counted_s = whole_ms as f64 / 1e3;
-        self.busy_rest_s -= counted_s;
-        self.metrics.modbus_busy_ms.with_label_values(&[self.bus.as_str()]).inc_by(whole_ms);
     }
 }
 

@@ -530,5 +530,5 @@ async fn every_point_is_counted_good_or_bad() {
     assert!(m.readings.with_label_values(&["unit1"]).get() >= 2 + 3 * 2);
     assert!(m.read_errors.with_label_values(&["unit1", "timeout"]).get() >= 3 * 2);
     assert!(m.modbus_request_seconds.with_label_values(&["cabinet"]).get_sample_count() >= 4);
-    assert!(m.modbus_busy_ms.with_label_values(&["cabinet"]).get() >= 3 * 390);
+    assert!(m.modbus_busy_seconds.with_label_values(&["cabinet"]).get() >= 3.0 * 0.390);
 }
