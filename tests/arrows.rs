@@ -85,7 +85,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("rumqttc", &["wire", "source::mqtt::listener"]),
     ("sled", &["store"]),
     ("prometheus", &["metrics", "http"]),
-    ("tokio_modbus", &["source::modbus"]),
+    ("tokio_modbus", &["source::modbus", "cli::demo"]),
     ("axum", &["http"]),
     ("hyper", &["http", "cli"]),
     ("toml", &["config"]),

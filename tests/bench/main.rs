@@ -7,10 +7,10 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "the table is the purpose")]
 
 #[path = "../contract/mod.rs"]
-#[allow(dead_code, reason = "shared with the system tests")]
+#[allow(dead_code, unreachable_pub, reason = "shared with the system tests")]
 mod contract;
 #[path = "../system/support/mod.rs"]
-#[allow(dead_code, reason = "shared with the system tests")]
+#[allow(dead_code, unused_imports, reason = "shared with the system tests")]
 mod support;
 
 use std::{
@@ -69,7 +69,10 @@ fn main() {
         // `cargo test --all-targets` runs every target once; measuring is asked for with `cargo bench`.
         return eprintln!("not measured: use tests/bench/run");
     }
-    assert!(!cfg!(debug_assertions), "figures come from the release build only: use tests/bench/run");
+    if cfg!(debug_assertions) {
+        eprintln!("figures come from the release build only: use tests/bench/run");
+        std::process::exit(1);
+    }
     let latency = latency();
     let load = load();
     let size = mib(fs::metadata(BINARY).expect("the binary was built").len());
@@ -87,7 +90,11 @@ fn main() {
         &format!("{:.1} ({:.1}) MiB", load.resident, load.peak),
         Some(("16 MiB", load.resident <= 16.0)),
     );
-    row("processor a minute, the same", &format!("{:.2} s", load.cpu_s_per_min), Some(("1.3 s", load.cpu_s_per_min <= 1.3)));
+    row(
+        "processor a minute, the same",
+        &format!("{:.2} s", load.cpu_s_per_min),
+        Some(("1.3 s", load.cpu_s_per_min <= 1.3)),
+    );
     row("changes delivered a second, the same", &format!("{:.0}", load.delivered_per_s), None);
     row("Modbus requests a second, the same", &format!("{:.0}", load.requests_per_s), None);
     row("stripped release binary", &format!("{size:.1} MiB"), Some(("12 MiB", size <= 12.0)));

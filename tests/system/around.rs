@@ -9,11 +9,12 @@ use tokio_modbus::{
 };
 
 use crate::support::{
-    PATIENCE, until,
+    PATIENCE,
     broker::{Access, Broker, CENTER, GATEWAY},
     center::Center,
     mqtt::{Connection, Packet, Publisher, Retain, Version},
     plc::Plc,
+    until,
 };
 
 fn status(session: u64) -> String {

@@ -4,14 +4,17 @@ use std::thread;
 
 use serde_json::json;
 
-use crate::support::{
-    broker::{Access, Broker, GATEWAY},
-    gateway::{Gateway, wipe},
-    kills,
-    ledger::Ledger,
-    mqtt::Version,
-    park::{CABINET, CAMERAS, Park, Plan, meters},
-    until,
+use crate::{
+    contract,
+    support::{
+        broker::{Access, Broker, GATEWAY},
+        gateway::{Gateway, wipe},
+        kills,
+        ledger::Ledger,
+        mqtt::Version,
+        park::{CABINET, CAMERAS, Park, Plan, meters},
+        until,
+    },
 };
 
 /// Detections between two kills: enough that a kill meets commits, publishes and confirmations under way.
@@ -23,6 +26,12 @@ const METER_COUNT: u16 = 8;
 
 fn arrived(ledger: &Ledger) -> u64 {
     ledger.events.iter().filter(|event| event.subject.ends_with("/motion/intruder")).count() as u64
+}
+
+/// Whether telemetry ever said this of a point.
+fn reads(ledger: &Ledger, point: &str, value: u16) -> Option<()> {
+    let mut readings = ledger.events.iter().filter_map(|event| event.data("readings").as_array()).flatten();
+    readings.any(|reading| reading["point"] == point && reading["value"] == value).then_some(())
 }
 
 /// Cameras publish detections, each confirmed before the next, and meters turn, while `fault` strikes again and again;
@@ -54,26 +63,32 @@ fn under_load(name: &str, plan: &str, fault: impl Fn(&mut Gateway, &mut Broker))
         let alarm = format!("kamera{which}/motion/intruder");
         let ledger = center.ledger();
         for kind in ["raised", "cleared"] {
-            let mut occurrences: Vec<_> = ledger.transitions(kind, &alarm).map(|e| e.data("occurrence").as_u64()).collect();
+            let mut occurrences: Vec<_> =
+                ledger.transitions(kind, &alarm).map(|e| e.data("occurrence").as_u64()).collect();
             occurrences.sort_unstable();
             let expected: Vec<_> = (1..=total / CAMERA_COUNT / 2).map(Some).collect();
             assert_eq!(occurrences, expected, "{alarm} {kind}");
         }
     }
+    // The last of the meters' story, and every confirmation, before it is asked to stop.
+    park.plc.set(1, "input:0", u16::MAX);
+    park.center.wait_for("the last change of a meter", |ledger| reads(ledger, "meter1/p0", u16::MAX));
+    park.gateway.wait_for_metric("gardu_outbox_records{lane=\"a\"}", |waiting| waiting < 1.0);
     let last = park.stop();
     assert_eq!(last["reason"], "stopped", "{last}");
     let proved = park.center.assert_complete();
     let settled = last["lanes"]["a"]["settled"].as_u64().unwrap_or(0);
     assert!(settled >= total, "only {settled} of {total} detections are settled: {last}");
     let telemetry = park.center.ledger().events.iter().filter(|event| event.lane == 't').count();
-    assert!(telemetry > 0, "the meters were not reported");
     eprintln!(
-        "{name}: {} kills, {total} detections, 0 lost; {} numbers settled, {} here, {} declared lost, {} repeated, {telemetry} telemetry",
+        "{name}: {} kills, {total} detections, 0 lost; {} numbers settled, {} here, {} declared lost, {} repeated; \
+         {telemetry} telemetry events, {} payloads checked",
         kills(),
         proved.settled,
         proved.arrived,
         proved.declared_lost,
         proved.duplicates,
+        contract::checked(),
     );
 }
 
@@ -127,7 +142,9 @@ fn without_its_store_the_same_alarm_is_gone() {
     park.gateway.kill9();
     wipe(&park.gateway.outbox());
     park.gateway.start();
+    let before = park.center.ledger().status_now()["lanes"]["a"]["epoch"].clone();
     park.broker.restart();
+    park.center.wait_for_status("another epoch", |status| status["lanes"]["a"]["epoch"] != before);
     park.mark();
     assert!(park.center.ledger().first("raised", "kamera0/motion/intruder").is_none());
 }
@@ -164,10 +181,7 @@ fn a_lane_without_the_right_waits_and_the_other_goes_on() {
     assert!(!telemetry(&park.center.ledger()), "it has no right to say this");
     park.broker.set_denied(&[]);
     park.center.wait_for("the telemetry", |ledger| telemetry(ledger).then_some(()));
-    park.center.wait_for("register 0 reads 7", |ledger| {
-        let mut readings = ledger.events.iter().filter_map(|event| event.data("readings").as_array()).flatten();
-        readings.find(|reading| reading["point"] == "meter1/p0" && reading["value"] == 7).map(|_| ())
-    });
+    park.center.wait_for("register 0 reads 7", |ledger| reads(ledger, "meter1/p0", 7));
     park.center.assert_complete();
 }
 

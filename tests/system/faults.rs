@@ -38,7 +38,8 @@ fn every_state_survives_a_kill_and_the_restart_invents_nothing() {
     let before = standing(&park);
     let states = |list: &Value| {
         let alarms = list.as_array().cloned().unwrap_or_default();
-        let mut states: Vec<(Value, Value)> = alarms.into_iter().map(|a| (a["alarm"].clone(), a["state"].clone())).collect();
+        let mut states: Vec<(Value, Value)> =
+            alarms.into_iter().map(|a| (a["alarm"].clone(), a["state"].clone())).collect();
         states.retain(|(alarm, _)| alarm.as_str().is_some_and(|alarm| alarm.starts_with("panel/")));
         json!(states)
     };
@@ -50,7 +51,7 @@ fn every_state_survives_a_kill_and_the_restart_invents_nothing() {
     ]);
     assert_eq!(states(&before), expected);
     for _ in 0..2 {
-        park.kill_and_start();
+        park.restart();
         for point in ["panel/door", "panel/temp", "panel/smoke", "panel/pump"] {
             park.wait_until_good(point);
         }
@@ -63,7 +64,11 @@ fn every_state_survives_a_kill_and_the_restart_invents_nothing() {
         list.as_array().into_iter().flatten().find(|a| a["alarm"] == alarm).cloned().unwrap_or_default()
     };
     for alarm in ["panel/door/open", "panel/pump/dry", "panel/smoke/fire", "panel/temp/hot"] {
-        assert_eq!(of(&pages.0, alarm), of(&pages.1, alarm), "occurrence, condition, latch, value and time are the same");
+        assert_eq!(
+            of(&pages.0, alarm),
+            of(&pages.1, alarm),
+            "occurrence, condition, latch, value and time are the same"
+        );
     }
     // And each goes on from where it stood.
     park.plc.set(1, "discrete:0", 0);

@@ -5,7 +5,9 @@
 #![expect(clippy::print_stderr, reason = "a test says what it measured and why it failed")]
 
 #[path = "../contract/mod.rs"]
+#[allow(unreachable_pub, reason = "shared with other test binaries")]
 mod contract;
+#[allow(dead_code, reason = "shared with the benchmark, which needs more of it")]
 mod support;
 
 mod alarms;

@@ -113,7 +113,8 @@ fn a_killed_gateway_is_called_lost_by_its_will() {
     let last = park.center.wait_for_status("the gateway offline", |status| status["state"] == "offline");
     assert_eq!((&last["reason"], &last["session"]), (&serde_json::json!("lost"), &online));
     park.gateway.start();
-    park.center.wait_for_status("the gateway back", |s| s["state"] == "online" && s["session"].as_u64() > online.as_u64());
+    park.center
+        .wait_for_status("the gateway back", |s| s["state"] == "online" && s["session"].as_u64() > online.as_u64());
 }
 
 #[test]

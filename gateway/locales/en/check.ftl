@@ -16,7 +16,8 @@ check-io-not-folder = it is not a folder
 check-io-large = it is too large
 check-syntax = not valid TOML ({ $detail }); correct it, for example: key = "value"
 check-twice = `{ $key }` is already written above; remove one
-check-clash = `{ $name }` is already taken at { $place }; remove one or use another name
+check-clash = `{ $name }` is already taken at { $place }; remove one or choose another
+check-section-twice = section { $header } already stands at { $place }; put everything there
 
 # Keys and sections
 check-unknown-key-near = unknown key `{ $key }`; did you mean `{ $near }`?
@@ -79,7 +80,7 @@ check-extends = bus `{ $name }` is written at { $place }; `{ $key }` can only be
 check-one-wire = this address already belongs to the bus at { $place }; one wire has one owner, add the devices to that bus
 check-no-devices = { $section } has no device; add a [[modbus.device]]
 check-no-points = { $section } has no point; add a [[modbus.device.point]]
-check-unit = `{ $key }` = { $value } is reserved by Modbus; use 1 to 247 (on TCP also 0 or 255)
+check-unit = `{ $key }` = { $value } is not a Modbus address; use 1 to 247 (on TCP also 0 or 255)
 check-register = `{ $value }` is not a register; write coil:N, discrete:N, input:N or holding:N with N from 0 to 65535
 check-register-end = the value takes { $width } registers and reaches beyond address 65535; use a lower address
 check-bit = a coil or discrete input is one bit already; remove `{ $key }`, or use an input or holding register
@@ -142,7 +143,7 @@ check-plan-assumed-trip = assumed: { $ms } ms for one Modbus TCP request
 check-plan-mqtt = MQTT { $name }: subscriptions { $count } at { $at }
 check-plan-mqtt-listen = MQTT { $name }: subscriptions { $count }, devices publish to { $at }
 check-plan-points = Points: { $points }
-check-plan-open = And the points of { $count } subscriptions that their messages name; not counted in the data estimate
+check-plan-open = Subscriptions whose messages name their points: { $count }; not counted in the data estimate
 check-plan-rules = Alarm rules: { $rules } (built-in ones included)
 check-plan-data = Telemetry data a month: about { $size }
 check-plan-assumed-data = assumed: 30 days, { $batch } bytes a message and { $reading } bytes a reading, points on "change" change every { $change }; alarms are not counted

@@ -16,7 +16,8 @@ check-io-not-folder = ini bukan folder
 check-io-large = terlalu besar
 check-syntax = bukan TOML yang sah ({ $detail }); perbaiki penulisannya, misalnya kunci = "nilai"
 check-twice = `{ $key }` sudah ditulis sebelumnya; hapus salah satu
-check-clash = `{ $name }` sudah dipakai di { $place }; hapus salah satu atau pakai nama lain
+check-clash = `{ $name }` sudah dipakai di { $place }; hapus salah satu atau pilih yang lain
+check-section-twice = bagian { $header } sudah ada di { $place }; satukan isinya di sana
 
 # Kunci dan bagian
 check-unknown-key-near = kunci `{ $key }` tidak dikenal; mungkin maksudnya `{ $near }`
@@ -79,7 +80,7 @@ check-extends = bus `{ $name }` sudah ditulis di { $place }; `{ $key }` hanya bi
 check-one-wire = alamat ini sudah dipakai bus di { $place }; satu kabel punya satu pemilik, tambahkan perangkat pada bus itu
 check-no-devices = { $section } tidak memiliki perangkat; tambahkan [[modbus.device]]
 check-no-points = { $section } tidak memiliki titik; tambahkan [[modbus.device.point]]
-check-unit = `{ $key }` = { $value } dicadangkan oleh Modbus; pakai 1 sampai 247 (pada TCP juga 0 atau 255)
+check-unit = `{ $key }` = { $value } bukan alamat Modbus; pakai 1 sampai 247 (pada TCP juga 0 atau 255)
 check-register = `{ $value }` bukan register; tulis coil:N, discrete:N, input:N atau holding:N dengan N dari 0 sampai 65535
 check-register-end = nilai ini memerlukan { $width } register dan melewati alamat 65535; pakai alamat yang lebih kecil
 check-bit = coil dan discrete sudah berupa satu bit; hapus `{ $key }`, atau pakai register input atau holding
@@ -139,7 +140,7 @@ check-plan-assumed-trip = anggapan: { $ms } ms untuk satu permintaan Modbus TCP
 check-plan-mqtt = MQTT { $name }: { $count } langganan di { $at }
 check-plan-mqtt-listen = MQTT { $name }: { $count } langganan, menerima perangkat di { $at }
 check-plan-points = Titik: { $points }
-check-plan-open = Ditambah titik dari { $count } langganan yang dinamai oleh pesannya; tidak dihitung dalam perkiraan data
+check-plan-open = Langganan yang titiknya dinamai oleh pesannya: { $count }; tidak dihitung dalam perkiraan data
 check-plan-rules = Aturan alarm: { $rules } (termasuk bawaan)
 check-plan-data = Data telemetri sebulan: sekitar { $size }
 check-plan-assumed-data = anggapan: 30 hari, { $batch } bita per pesan dan { $reading } bita per pembacaan, titik "change" berubah tiap { $change }; alarm tidak dihitung

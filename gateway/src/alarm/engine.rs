@@ -16,7 +16,7 @@ use std::{
 };
 
 use super::{
-    AlarmId, AlarmState, Kind, Severity, State, Texts, Transition,
+    AlarmId, AlarmState, Kind, Severity, State, Texts, Told, Transition,
     condition::{Count, as_count, count},
     rule::{Condition, Rule},
     state::{Alarm, said},
@@ -25,7 +25,6 @@ use crate::{
     clock::Now,
     command::Refusal,
     reading::{PointId, Quality, Reading, Segment, Value},
-    record::Epoch,
 };
 
 /// Most alarms: a pattern must not let a talkative camera fill the memory. Twice the largest site foreseen; about
@@ -235,7 +234,7 @@ impl Engine {
             source_time_ms: None,
         };
         let cleared = Transition { kind: Kind::Cleared, state: State::Norm, active: false, ..raised.clone() };
-        self.test = Some(AlarmState { configured: true, id: None, last: cleared.clone() });
+        self.test = Some(AlarmState { configured: true, told: None, last: cleared.clone() });
         Facts { transitions: vec![raised, cleared], ..Facts::default() }
     }
 
@@ -254,13 +253,13 @@ impl Engine {
     }
 
     /// Notes which record told of an alarm's last transition.
-    pub fn recorded(&mut self, id: &AlarmId, record: (Epoch, u64)) {
+    pub fn recorded(&mut self, id: &AlarmId, told: Told) {
         let kept = match self.index.get(id) {
             Some(alarm) => self.alarms[*alarm].kept_mut(),
             None => self.retired.get_mut(id).or(self.test.as_mut().filter(|kept| kept.last.alarm == *id)),
         };
         if let Some(kept) = kept {
-            kept.id = Some(record);
+            kept.told = Some(told);
         }
     }
 
@@ -383,7 +382,7 @@ impl Engine {
                 let closed = Transition { state: State::Norm, active: false, latched: false, ..removed.clone() };
                 facts.transitions.push(closed);
             }
-            kept = AlarmState { configured: false, id: None, last: removed };
+            kept = AlarmState { configured: false, told: None, last: removed };
         }
         self.retired.insert(kept.last.alarm.clone(), kept);
     }

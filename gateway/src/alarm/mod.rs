@@ -20,7 +20,7 @@ use std::{fmt, sync::Arc};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::{
-    clock::Now,
+    clock::{BootId, Now},
     reading::{Evidence, PointId, Quality, Reason, Segment, Value, is_segment},
     record::Epoch,
 };
@@ -228,14 +228,27 @@ pub struct Transition {
     pub source_time_ms: Option<i64>,
 }
 
+/// The lane-a record that carries a transition: with it the retained state of an alarm can be said again word for word.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// The life of the store it was numbered in.
+    pub epoch: Epoch,
+    /// Its number.
+    pub sequence: u64,
+    /// The boot in which it was recorded.
+    pub boot: BootId,
+    /// When it was recorded.
+    pub recorded: Now,
+}
+
 /// All that is kept of one alarm through a restart.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AlarmState {
     /// Whether its rule stood in the configuration when this was written. A removed alarm keeps its state 30 days.
     pub configured: bool,
-    /// The record that told of the last transition: epoch and sequence in lane a. None before it was numbered.
+    /// The record that told of the last transition; none before it was numbered.
     #[serde(default)]
-    pub id: Option<(Epoch, u64)>,
+    pub told: Option<Told>,
     /// The last transition: state, occurrence, active, acknowledged, latched are those after it. Of a removed alarm
     /// they are what it returns to with its rule, and `at` is when it was removed.
     pub last: Transition,

@@ -271,7 +271,7 @@ impl Alarm {
     }
 
     fn enter(&mut self, transition: Transition) -> Transition {
-        self.state = Some(AlarmState { configured: true, id: None, last: transition.clone() });
+        self.state = Some(AlarmState { configured: true, told: None, last: transition.clone() });
         transition
     }
 }

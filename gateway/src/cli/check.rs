@@ -22,8 +22,8 @@ const READING_BYTES: u64 = 110;
 /// The gateway's own status: one message of this size each [`STATUS_EVERY`].
 const STATUS_BYTES: u64 = 1_500;
 const STATUS_EVERY: Duration = Duration::from_secs(300);
-/// How often a point that is reported on change is taken to change.
-const CHANGE_EVERY: Duration = Duration::from_secs(60);
+/// How often a point that is reported on change is taken to change: a door, a lamp, a level with a deadband.
+const CHANGE_EVERY: Duration = Duration::from_secs(600);
 const MONTH: Duration = Duration::from_secs(30 * 86_400);
 
 /// Checks the file and prints what is to be said; the exit code is returned.
@@ -190,7 +190,8 @@ fn month_bytes(config: &Config) -> u64 {
 
 /// How often something happens in a month.
 const fn times(every: Duration) -> u64 {
-    MONTH.as_secs() / every.as_secs() // the configuration's shortest interval is 1 s
+    let every_s = every.as_secs();
+    MONTH.as_secs() / if every_s == 0 { 1 } else { every_s }
 }
 
 fn plan_json(config: &Config, plan: &Plan) -> Json {
@@ -286,4 +287,103 @@ fn plan_text(config: &Config, plan: &Plan, language: Language) -> String {
 fn megabytes(bytes: u64) -> String {
     let tenths = bytes.div_ceil(100_000);
     format!("{}.{} MB", tenths / 10, tenths % 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The plan or the problems of a file with two points on one device.
+    fn checked(poll: &str, language: Language, form: Form) -> (String, String, u8) {
+        let text = format!(
+            "[gateway]
+id = 'taman'
+[command_center]
+urls = ['mqtt://cc1']
+[[modbus]]
+name = 'cabinet'
+url = 'tcp://10.0.0.5'
+[[modbus.device]]
+name = 'panel'
+unit = 7
+poll = '{poll}'
+point = [{{ name = 'door', register = 'coil:0' }}, {{ name = 'temp', register = 'input:0' }}]
+[[mqtt]]
+name = 'sensors'
+listen = '127.0.0.1:1883'
+[[mqtt.subscribe]]
+topic = 's/{{device}}'
+point = '{{device}}/level'
+"
+        );
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("gardu.toml");
+        std::fs::write(&path, text).expect("a file");
+        report(&config::load(&path), language, form, |device| device.points.len())
+    }
+
+    #[test]
+    fn a_valid_configuration_shows_its_plan_in_both_languages() {
+        let (english, nothing, exit) = checked("1s", Language::English, Form::Text);
+        assert_eq!((nothing.as_str(), exit), ("", 0));
+        let expected = "\
+The configuration is valid: taman (taman)
+Command center: mqtt://cc1:1883
+Bus cabinet (tcp://10.0.0.5:502)
+  panel, unit 7: points 2, requests 2 each 1s, about 10 ms
+  in all 2 requests a cycle, about 10 ms; bus 1.0 % busy
+  assumed: 5 ms for one Modbus TCP request
+MQTT sensors: subscriptions 1, devices publish to 127.0.0.1:1883
+Points: 2
+Subscriptions whose messages name their points: 1; not counted in the data estimate
+Alarm rules: 1 (built-in ones included)
+Telemetry data a month: about 22.7 MB
+  assumed: 30 days, 900 bytes a message and 110 bytes a reading, points on \"change\" change every 10m; alarms are not counted
+";
+        assert_eq!(english, expected);
+        let (indonesian, ..) = checked("1s", Language::Indonesian, Form::Text);
+        assert_eq!(indonesian.lines().count(), english.lines().count());
+        assert!(indonesian.contains("panel, unit 7: 2 titik, 2 permintaan tiap 1s, sekitar 10 ms"), "{indonesian}");
+    }
+
+    #[test]
+    fn a_bus_that_cannot_keep_up_is_warned_of_but_allowed() {
+        let (full, ..) = checked("10ms", Language::English, Form::Text);
+        assert!(full.contains("bus 100.0 % busy") && !full.contains("WARNING"), "{full}");
+        let more = |device: &Device| device.points.len() + 1;
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("gardu.toml");
+        std::fs::write(&path, include_str!("../../../config/gardu.toml").replace("poll = \"1s\"", "poll = \"10ms\""))
+            .expect("a file");
+        let (text, _, exit) = report(&config::load(&path), Language::English, Form::Text, more);
+        assert!(text.contains("WARNING") && exit == 0, "{text}");
+    }
+
+    #[test]
+    fn problems_go_to_standard_error_with_exit_code_78() {
+        let (nothing, english, exit) = checked("1 s", Language::English, Form::Text);
+        assert_eq!((nothing.as_str(), exit), ("", exit::CONFIG));
+        assert!(english.contains("gardu.toml:11:8: `poll` does not know `1 s`"), "{english}");
+        assert!(english.ends_with("\n1 problem. This configuration is not used.\n"), "{english}");
+    }
+
+    #[test]
+    fn programs_read_plan_and_problems_as_json() {
+        let json = |poll| {
+            let (stdout, stderr, exit) = checked(poll, Language::English, Form::Json);
+            assert_eq!(stderr, "");
+            (serde_json::from_str::<Json>(&stdout).expect("one JSON value"), exit)
+        };
+        let (plan, exit) = json("1s");
+        assert_eq!((&plan["ok"], exit), (&Json::Bool(true), 0));
+        assert_eq!(plan["buses"][0]["devices"][0]["requests"], 2);
+        assert_eq!(plan["month_bytes"], 22_636_800);
+        let (problems, exit) = json("0");
+        assert_eq!((&problems["ok"], exit), (&Json::Bool(false), exit::CONFIG));
+        let first = &problems["problems"][0];
+        assert_eq!(
+            (&first["line"], &first["column"], &first["kind"]),
+            (&11.into(), &8.into(), &"check-duration".into())
+        );
+    }
 }

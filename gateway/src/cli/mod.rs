@@ -7,12 +7,16 @@ pub mod exit;
 pub mod run;
 pub mod status;
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use self::arguments::{Arguments, What};
 use crate::{
-    config::Language,
+    clock::Clock,
+    config::{self, Language},
+    daemon::Daemon,
+    notify::Manager,
     source::modbus::plan::{Holes, plan},
+    text,
 };
 
 /// Who reads the output.
@@ -39,7 +43,24 @@ pub fn main(args: &[OsString]) -> ExitCode {
         What::Run => run::run(&config, asked),
         What::Check(form) => check::run(&config, asked, form, |device| plan(device, Holes::Read).len()).into(),
         What::Status(form) => runtime().block_on(status::run(&config, asked, form)).into(),
-        What::Demo(until) => demo::run(until, language(asked)),
+        What::Demo(length) => demo(demo::Options { length, language: language(asked) }),
+    }
+}
+
+/// Plays the park around a real daemon; nothing may be lost.
+#[expect(clippy::print_stderr, reason = "the edge where text leaves the program")]
+fn demo(options: demo::Options) -> ExitCode {
+    let daemon = async |path: PathBuf, clock, stop| {
+        let config = config::load(&path).map_err(|problems| anyhow::anyhow!("{problems}"))?;
+        Ok(Daemon::start(config, clock, Manager::default()).await?.run(stop).await?)
+    };
+    match runtime().block_on(demo::run(options, Clock::system(), daemon)) {
+        Ok(summary) if summary.lost == 0 => exit::OK.into(),
+        Ok(_) => exit::SOFTWARE.into(),
+        Err(why) => {
+            eprintln!("{}", text::say(options.language, "daemon-stopped", &[("reason", format!("{why:#}").into())]));
+            exit::SOFTWARE.into()
+        }
     }
 }
 

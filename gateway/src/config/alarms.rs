@@ -189,17 +189,11 @@ fn limits(section: &Section<'_>, says: Says) -> Option<Vec<(&'static str, Condit
     if let (Some((node, _)), false) = (deadband, section.has("above") || section.has("below")) {
         node.wrong::<()>("check-deadband-limit", &[]);
     }
-    let width = match deadband {
-        Some((node, width)) => {
-            let width = width?;
-            let room = room(above, below, range);
-            if width >= room {
-                node.wrong::<()>("check-deadband-wide", &[("room", room.to_string().into())]);
-            }
-            width
-        }
-        None => 0.0,
-    };
+    let width = deadband.and_then(|(_, width)| width).unwrap_or_default();
+    let room = room(above, below, range);
+    if let (Some((node, Some(_))), true) = (deadband, width >= room) {
+        node.wrong::<()>("check-deadband-wide", &[("room", room.to_string().into())]);
+    }
     match (above, below) {
         (Some(above), Some(below)) if below >= above => section.get("below")?.wrong("check-limits-order", &[]),
         (Some(above), Some(below)) => Some(vec![

@@ -65,7 +65,7 @@ pub(super) fn command_center(document: &Document<'_>, credentials: Option<&Path>
     let section = document.required("command_center", "[command_center]", "urls = [\"mqtt://127.0.0.1:1883\"]")?;
     let urls = section.required("urls", "[\"mqtt://127.0.0.1:1883\"]", |node| match node.list()? {
         none if none.is_empty() => node.wrong("check-empty-list", &[]),
-        urls => urls.into_iter().map(broker_url).collect::<Option<Vec<_>>>(),
+        urls => Some(urls.into_iter().filter_map(broker_url).collect::<Vec<_>>()),
     });
     let version = protocol(&section);
     let delivered_default = match version {

@@ -94,7 +94,7 @@ impl<'a> Section<'a> {
     }
 
     /// The sections of a list such as `[[modbus]]`.
-    pub(super) fn sections(&self, key: &'static str, header: &'static str) -> Vec<Section<'a>> {
+    pub(super) fn sections(&self, key: &'static str, header: &'static str) -> Vec<Self> {
         let list = self.get(key).and_then(|node| match node.value {
             DeValue::Array(_) => node.list(),
             _ => node.wrong("check-sections", &[("header", header.into())]),
@@ -253,7 +253,7 @@ impl<'a> Node<'a> {
     }
 
     /// The values of a list.
-    pub(super) fn list(self) -> Option<Vec<Node<'a>>> {
+    pub(super) fn list(self) -> Option<Vec<Self>> {
         let Some(items) = self.value.as_array() else { return self.wrong_type("check-type-list") };
         let spot = |start| Spot { file: self.spot.file, offset: Some(start) };
         Some(items.iter().map(|item| Node { spot: spot(item.span().start), value: item.get_ref(), ..self }).collect())
@@ -266,7 +266,7 @@ impl<'a> Node<'a> {
     }
 
     /// The entries of a table whose keys are free.
-    pub(super) fn entries(self) -> Option<Vec<(&'a str, Node<'a>)>> {
+    pub(super) fn entries(self) -> Option<Vec<(&'a str, Self)>> {
         let Some(table) = self.value.as_table() else { return self.wrong_type("check-type-table") };
         let spot = |start| Spot { file: self.spot.file, offset: Some(start) };
         let node = |value: &'a toml::Spanned<DeValue<'a>>| Node {

@@ -60,10 +60,9 @@ fn read(path: PathBuf) -> (Source, Option<Trouble>) {
         Ok(bytes) => match String::from_utf8(bytes) {
             Ok(text) => (text, None),
             Err(e) => {
-                let valid = e.utf8_error().valid_up_to();
-                // Kept up to there, so that the place can be shown.
-                let text = String::from_utf8_lossy(&e.as_bytes()[..valid]).into_owned();
-                (text, Some((Some(valid), "check-utf8", vec![])))
+                // The rest of the file is checked as well; what replaces the byte does not move the place.
+                let trouble = (Some(e.utf8_error().valid_up_to()), "check-utf8", vec![]);
+                (String::from_utf8_lossy(e.as_bytes()).into_owned(), Some(trouble))
             }
         },
         Err(e) => {

@@ -91,7 +91,7 @@ pub enum MqttVersion {
 /// The address of a broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BrokerUrl {
-    /// Name or address.
+    /// Name or address; IPv6 in brackets, so that `{host}:{port}` resolves.
     pub host: String,
     /// TCP port.
     pub port: u16,
@@ -183,7 +183,7 @@ pub struct Bus {
 pub enum Link {
     /// Modbus TCP.
     Tcp {
-        /// Name or address.
+        /// Name or address; IPv6 in brackets, so that `{host}:{port}` resolves.
         host: String,
         /// TCP port, 502 unless given.
         port: u16,

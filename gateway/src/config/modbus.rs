@@ -126,13 +126,16 @@ fn device<'a>(
 ) -> Option<Device> {
     let name = section.required("name", "\"panel\"", |node| {
         let name = node.segment()?;
-        names.device(&name, Owner::Modbus, node);
+        names.device(&name, Owner::Modbus, node)?;
         Some((name, node))
     });
     // 1 to 247 on a wire (Modbus over Serial Line 1.02 §2.2); 0 and 255 also mean the TCP device itself.
-    let unit = section.required("unit", "1", |node| match node.integer(0..=255)? {
-        reserved @ 248..=254 => node.wrong("check-unit", &[("value", reserved.to_string().into())]),
-        unit => Some(unit),
+    let unit = section.required("unit", "1", |node| {
+        let number = node.integer(i64::MIN..=i64::MAX)?;
+        match u8::try_from(number) {
+            Ok(unit @ (0..=247 | 255)) => Some(unit),
+            Ok(_) | Err(_) => node.wrong("check-unit", &[("value", number.to_string().into())]),
+        }
     });
     let poll = section.or("poll", SECOND, |node| node.duration(POLL));
     let missed_polls = section.or("missed_polls", 3, |node| node.integer(1..=1_000));
@@ -322,9 +325,10 @@ fn numbers(section: &Section<'_>) -> Numbers {
             Some(items.into_iter().filter_map(Node::number).collect())
         }),
         range: section.optional("range", |node| match node.list()?[..] {
-            [low, high] => match (low.number()?, high.number()?) {
-                (low, high) if low < high => Some((low, high)),
-                _ => node.wrong("check-range-order", &[]),
+            [low, high] => match (low.number(), high.number()) {
+                (Some(low), Some(high)) if low < high => Some((low, high)),
+                (Some(_), Some(_)) => node.wrong("check-range-order", &[]),
+                (None, _) | (_, None) => None,
             },
             _ => node.wrong("check-range-two", &[]),
         }),

@@ -43,15 +43,21 @@ pub(super) struct Names {
 }
 
 impl Names {
-    /// Takes a device's name for its owner; a clash names both places.
-    pub(super) fn device(&mut self, name: &Segment, owner: Owner, at: Node<'_>) {
+    /// Takes a device's name for its owner, or notes both places of a clash. Only who has the name may name points.
+    pub(super) fn device(&mut self, name: &Segment, owner: Owner, at: Node<'_>) -> Option<()> {
         if name.as_str() == "gateway" {
-            at.wrong::<()>("check-reserved", &[("name", name.as_str().into())]);
+            return at.wrong("check-reserved", &[("name", name.as_str().into())]);
         }
         match self.devices.get(name.as_str()) {
-            Some((other, _)) if *other == owner && owner != Owner::Modbus => {}
-            Some((_, spot)) => clash(name.as_str(), *spot, at),
-            None => drop(self.devices.insert(name.as_str().to_owned(), (owner, at.spot))),
+            Some((other, _)) if *other == owner && owner != Owner::Modbus => Some(()),
+            Some((_, spot)) => {
+                clash(name.as_str(), *spot, at);
+                None
+            }
+            None => {
+                self.devices.insert(name.as_str().to_owned(), (owner, at.spot));
+                Some(())
+            }
         }
     }
 
@@ -65,8 +71,10 @@ impl Names {
 
     /// Takes a template: a point if it is fixed, else a family of points.
     pub(super) fn template(&mut self, template: &PointTemplate, owner: Owner, at: Node<'_>) {
-        if let Some(TemplateSegment::Exactly(device)) = template.0.first() {
-            self.device(device, owner, at);
+        if let Some(TemplateSegment::Exactly(device)) = template.0.first()
+            && self.device(device, owner, at).is_none()
+        {
+            return;
         }
         match fixed(template) {
             Some(id) => self.point(&id, Says::Anything, at),

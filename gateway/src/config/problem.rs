@@ -199,7 +199,9 @@ impl<'a> Findings<'a> {
             return None;
         }
         let typos_max = 1 + text.chars().count() / 4; // a letter in four is a typo, more is another word
-        let distance = |c: &str| strsim::osa_distance(text, c);
+        // `password` means `password_file`: a beginning counts as one typo.
+        let begins = |c: &str| text.len() >= 4 && c.starts_with(text);
+        let distance = |c: &str| if begins(c) { 1 } else { strsim::osa_distance(text, c) };
         let nearest = candidates.into_iter().map(|c| (distance(c), c)).min_by_key(|(distance, _)| *distance)?;
         (nearest.0 <= typos_max).then_some(nearest.1)
     }

@@ -83,7 +83,7 @@ impl<'a> Document<'a> {
         let first = found.next()?;
         for again in found {
             let place = first.findings.place(first.spot).to_string();
-            again.wrong::<()>("check-clash", &[("name", header.into()), ("place", place.into())]);
+            again.wrong::<()>("check-section-twice", &[("header", header.into()), ("place", place.into())]);
         }
         first.section(header)
     }

@@ -17,7 +17,7 @@ pub fn duration(text: &str) -> Option<Duration> {
 #[must_use]
 pub fn show_duration(duration: Duration) -> String {
     let ms = duration.as_millis();
-    let fits = |unit_ms: u64| ms > 0 && ms % u128::from(unit_ms) == 0;
+    let fits = |unit_ms: u64| ms > 0 && ms.is_multiple_of(u128::from(unit_ms));
     let (unit, unit_ms) = UNITS_MS.into_iter().find(|(_, ms)| fits(*ms)).unwrap_or(("s", 1_000));
     format!("{}{unit}", ms / u128::from(unit_ms))
 }

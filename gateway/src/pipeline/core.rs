@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::{Input, answers::Answers};
 use crate::{
     alarm::{
-        AlarmId, AlarmState, State, Texts, Transition,
+        AlarmId, AlarmState, State, Texts, Told, Transition,
         engine::{Engine, Facts},
         rule::Rule,
     },
@@ -16,7 +16,7 @@ use crate::{
     command::{Action, Answer, Outcome, Refusal, Request},
     config::points::Points,
     reading::{PointId, Reading},
-    record::{Body, CommandResult, Epoch, LastKnown, LossReason, Record, StartReason, StreamEvent},
+    record::{Body, CommandResult, Epoch, Lane, LastKnown, LossReason, Record, StartReason, StreamEvent},
     store::{Commit, Next, Recovered, Started, StoredAnswer},
     telemetry::{Effect, Telemetry},
     text,
@@ -176,8 +176,8 @@ impl Core {
     fn note(&mut self, step: &mut Step, facts: Facts, now: Now) {
         for transition in facts.transitions {
             let alarm = transition.alarm.clone();
-            let id = self.record(step, Body::Alarm(Box::new(transition)), now);
-            self.engine.recorded(&alarm, id);
+            let told = self.record(step, Body::Alarm(Box::new(transition)), now);
+            self.engine.recorded(&alarm, told);
             step.touched.insert(alarm);
         }
         step.touched.extend(facts.changed);
@@ -186,17 +186,18 @@ impl Core {
     }
 
     /// Numbers a record and puts it into its lane.
-    fn record(&mut self, step: &mut Step, body: Body, now: Now) -> (Epoch, u64) {
+    fn record(&mut self, step: &mut Step, body: Body, now: Now) -> Told {
         let lane = body.lane();
         let (next, records) = match lane {
-            crate::record::Lane::Alarm => (&mut self.next.a, &mut step.commit.records),
-            crate::record::Lane::Telemetry => (&mut self.next.t, &mut step.telemetry),
+            Lane::Alarm => (&mut self.next.a, &mut step.commit.records),
+            Lane::Telemetry => (&mut self.next.t, &mut step.telemetry),
         };
         let sequence = *next;
         *next += 1;
-        let (epoch, boot) = (self.epoch.clone(), self.boot.clone());
+        let told = Told { epoch: self.epoch.clone(), sequence, boot: self.boot.clone(), recorded: now };
+        let Told { epoch, boot, .. } = told.clone();
         records.push(Record { lane, epoch, sequence, boot, recorded: now, body });
-        (self.epoch.clone(), sequence)
+        told
     }
 
     /// What the whole step comes to: alarm states, telemetry that is due or waited for, and the clock.

@@ -5,6 +5,10 @@
 //! leaves data in the drive's cache; nobody syncs its `conf` and its directories; a half-written
 //! `snap.*.generating` is taken for a snapshot and makes every later open fail; damage panics as often as it is
 //! reported; and its cache forgets nothing that is looked at only once.
+//!
+//! Limits: the file does not shrink, and every open writes its free segments anew, so that a restart after a large
+//! backlog was drained costs up to that backlog in flash writes. Damage in what was written since the last open ends the
+//! log there without an error: what follows is lost and can be given again; only a mark outside sled could tell.
 
 use std::{
     any::Any,
@@ -12,16 +16,18 @@ use std::{
     io,
     ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
 
-use prometheus::{Histogram, IntCounter};
 use tracing::error;
 
-use super::{OpenError, StoreError};
-use crate::metrics::Metrics;
+use super::{
+    OpenError, StoreError,
+    place::{Place, Remedy},
+};
+use crate::metrics::{Histogram, IntCounter, Metrics};
 
 /// Page cache of one chain. Smaller does not save memory (the page table dominates), larger gains nothing: a chain is
 /// appended to at one end and read at the other.
@@ -53,15 +59,6 @@ pub(super) enum Fault {
     Refused(OpenError),
 }
 
-/// What a metric and a message call a chain, and where it lies.
-#[derive(Debug, Clone)]
-pub(super) struct Place {
-    /// Name of the folder.
-    pub(super) chain: &'static str,
-    /// The folder.
-    pub(super) folder: PathBuf,
-}
-
 /// An open database.
 pub(super) struct Database {
     db: sled::Db,
@@ -76,8 +73,7 @@ pub(super) struct Database {
 impl Database {
     /// Opens the database and looks at all of it with `scan`; both may panic on damage.
     ///
-    /// Damage never prevents it: what cannot be opened is tried again without its settings file (constants, made
-    /// anew), without its snapshot (made anew from the log), and at last set aside whole for salvage.
+    /// Damage never prevents it; see [`Remedy`] for what is tried.
     pub(super) fn open<T>(
         place: &Place,
         sync_file: &SyncFile,
@@ -89,8 +85,8 @@ impl Database {
             let found = scan(&database)?;
             Ok((database, found))
         };
-        for remedy in [Remedy::None, Remedy::WithoutSettings, Remedy::WithoutSnapshot, Remedy::Fresh] {
-            if !remedy.apply(place).map_err(|e| refused(&place.folder, &e))? {
+        for remedy in Remedy::ALL {
+            if !place.apply(remedy).map_err(|e| refused(&place.folder, &e))? {
                 continue;
             }
             let outcome = catch_unwind(AssertUnwindSafe(attempt));
@@ -104,14 +100,13 @@ impl Database {
                 Ok(Err(Fault::Damaged(reason))) => reason,
                 Err(panic) => panic_text(&*panic),
             };
-            error!(chain = place.chain, remedy = remedy.next(), "the store is damaged: {damage}");
+            error!(chain = place.chain, opened = remedy.how(), "the store is damaged: {damage}");
         }
         Err(refused(&place.folder, &io::Error::other("a new database cannot be opened either")))
     }
 
     fn attempt(place: &Place, sync_file: &SyncFile, metrics: &Metrics) -> Result<Self, Fault> {
-        fs::create_dir_all(&place.folder)?;
-        place.remove_half_written_snapshots()?;
+        place.prepare()?;
         // No background thread: it would sync twice a second even when nothing changed. Its other work, moving live
         // pages together, is not missed: 100,000 steps over a queue of 3,000 and 500 states stayed at 6 MiB.
         let config = sled::Config::new()
@@ -179,100 +174,9 @@ impl Database {
         StoreError::Read { chain: self.chain(), reason: error.to_string().into() }
     }
 
-    /// Whether a snapshot had to be dropped since [`Database::trust`]: the end of the log may be missing.
-    pub(super) fn suspect(&self) -> bool {
-        self.place.files(SNAPSHOT_ASIDE).is_ok_and(|files| !files.is_empty())
-    }
-
-    /// Forgets the suspicion, once its consequences are on stable storage.
-    pub(super) fn trust(&self) -> io::Result<()> {
-        self.place.files(SNAPSHOT_ASIDE)?.iter().try_for_each(fs::remove_file)
-    }
-}
-
-/// What snapshots are called once they are set aside; sled must not see them.
-const SNAPSHOT_ASIDE: &str = "bad-snap.";
-
-/// What is tried, in this order: the later, the more is given up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Remedy {
-    None,
-    WithoutSettings,
-    WithoutSnapshot,
-    Fresh,
-}
-
-impl Remedy {
-    /// Prepares the folder; false if this remedy changes nothing there.
-    fn apply(self, place: &Place) -> io::Result<bool> {
-        let folder = &place.folder;
-        match self {
-            Self::None => Ok(true),
-            Self::WithoutSettings => set_aside(&place.files("conf")?),
-            Self::WithoutSnapshot => set_aside(&place.files("snap.")?),
-            Self::Fresh => {
-                let parent = folder.parent().unwrap_or(folder);
-                let free = |n: &u32| !parent.join(format!("bad-{n}-{}", place.chain)).exists();
-                let n = (1..).find(free).expect("fewer than 2^32 folders");
-                let aside = parent.join(format!("bad-{n}-{}", place.chain));
-                fs::rename(folder, &aside)?;
-                error!(chain = place.chain, set_aside = %aside.display(), "the store begins anew; keep that folder for salvage");
-                Ok(true)
-            }
-        }
-    }
-
-    /// What is done about a failure of this one.
-    const fn next(self) -> &'static str {
-        match self {
-            Self::None => "open it without its settings file",
-            Self::WithoutSettings => "open it without its snapshot",
-            Self::WithoutSnapshot => "set it aside and begin anew",
-            Self::Fresh => "none",
-        }
-    }
-}
-
-/// Renames files to `bad-…`; false if there are none.
-fn set_aside(files: &[PathBuf]) -> io::Result<bool> {
-    for file in files {
-        let name = file.file_name().unwrap_or_default().to_string_lossy();
-        fs::rename(file, file.with_file_name(format!("bad-{name}")))?;
-    }
-    Ok(!files.is_empty())
-}
-
-impl Place {
-    /// Entries of the folder that begin so; none if it is not a folder.
-    fn files(&self, begin: &str) -> io::Result<Vec<PathBuf>> {
-        if !self.folder.is_dir() {
-            return Ok(Vec::new());
-        }
-        let paths = fs::read_dir(&self.folder)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
-        let begins = |path: &PathBuf| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(begin));
-        Ok(paths.into_iter().filter(begins).collect())
-    }
-
-    fn remove_half_written_snapshots(&self) -> io::Result<()> {
-        let half = |path: &&PathBuf| path.extension().is_some_and(|e| e == "generating");
-        self.files("snap.")?.iter().filter(half).try_for_each(fs::remove_file)
-    }
-
-    /// Puts every file of the folder, the folder and all folders above it on stable storage: before that, what is
-    /// synced in a new file can be lost with its name.
-    fn make_durable(&self) -> io::Result<()> {
-        for file in self.files("")? {
-            File::open(file)?.sync_all()?;
-        }
-        let folder = std::path::absolute(&self.folder)?;
-        for (height, dir) in folder.ancestors().enumerate() {
-            match File::open(dir).and_then(|dir| dir.sync_all()) {
-                // Above the store's own two folders are those of others, which we may not be allowed to open.
-                Err(_) if height > 1 => {}
-                synced => synced?,
-            }
-        }
-        Ok(())
+    /// The folder.
+    pub(super) const fn place(&self) -> &Place {
+        &self.place
     }
 }
 

@@ -8,8 +8,8 @@
 //! `bad-<n>-<chain>` beside the chains, and a new epoch begins. Limits: a stored value has at most
 //! [`RECORD_SIZE_MAX`] bytes; one process at a time.
 //!
-//! Reading order: `settled`, `envelope`, `layout` (pure: what lies on the disk), `durable` (sled, made safe),
-//! `chain` (one database), `committer` (its thread), `open` (both chains, epochs).
+//! Reading order: `settled`, `envelope`, `layout` (pure: what lies on the disk), `place` and `durable` (sled,
+//! made safe), `chain` (one database), `committer` (its thread), `open` (both chains, epochs).
 
 mod chain;
 mod committer;
@@ -17,6 +17,7 @@ mod durable;
 pub mod envelope;
 mod layout;
 mod open;
+mod place;
 mod settled;
 #[cfg(test)]
 mod testing;

@@ -19,8 +19,9 @@ use super::{
     Lines, Next, OpenError, Options, Recovered, Started, Store,
     chain::{Chain, Found, scan},
     committer::{Committer, Handle},
-    durable::{Database, Place, SyncFile, sync_file},
+    durable::{Database, SyncFile, sync_file},
     layout::{EpochMeta, boot_entries, json, meta},
+    place::Place,
 };
 use crate::{
     clock::Boots,
@@ -58,7 +59,7 @@ pub(super) fn open_on(
     };
     let (alarm_database, mut alarm_found) = open("alarm-1")?;
     let (telemetry_database, telemetry_found) = open("telemetry-1")?;
-    let suspect = alarm_database.suspect() || telemetry_database.suspect();
+    let suspect = alarm_database.place().suspect() || telemetry_database.place().suspect();
     let epoch = match decide(&options.machine, suspect, &alarm_found, &telemetry_found) {
         Decision::GoOn(epoch) => epoch,
         Decision::Begin(started) => EpochMeta {
@@ -87,7 +88,7 @@ pub(super) fn open_on(
     alarm.publish()?;
     let telemetry = open_telemetry(telemetry_database, telemetry_found, &epoch.epoch, metrics)?;
     for chain in [&alarm, &telemetry] {
-        chain.database().trust().map_err(|e| refused(&options.path, &e))?;
+        chain.database().place().trust().map_err(|e| refused(&options.path, &e))?;
     }
 
     let mut answers = states.answers;

@@ -58,7 +58,7 @@ pub(super) fn state(alarm: &str, occurrence: u64) -> AlarmState {
         at: now(occurrence),
         source_time_ms: None,
     };
-    AlarmState { configured: true, last }
+    AlarmState { configured: true, told: None, last }
 }
 
 /// The record of that activation.

@@ -91,7 +91,7 @@ fn action(fields: &Map<String, Value>, word: &str) -> Result<Action, Refusal> {
         "test" => {
             let severity = fields.get("severity").filter(|value| !value.is_null());
             // Unless it is asked to try a severer way, a test asks nobody to act.
-            let severity = severity.map_or(Ok(Severity::Info), |s| Severity::deserialize(s));
+            let severity = severity.map_or(Ok(Severity::Info), Severity::deserialize);
             Ok(Action::Test { severity: severity.map_err(|_| Refusal::Malformed)? })
         }
         "" => Err(Refusal::Malformed),

@@ -125,7 +125,7 @@ struct Entry {
 enum Flight {
     Waiting,
     /// Published; so many bytes, its own included, were in flight then.
-    InFlight {
+    Sent {
         since: Now,
         bytes: usize,
     },
@@ -318,7 +318,7 @@ impl Delivery {
         let first_sent = past.first_sent;
         let in_front: usize = Lane::ALL.into_iter().map(|lane| self.bytes_in_flight(lane)).sum();
         let entry = self.lines[queue.index()].held.get_mut(&position).expect("the position was just found");
-        entry.state = Flight::InFlight { since: now, bytes: in_front + entry.stored.size };
+        entry.state = Flight::Sent { since: now, bytes: in_front + entry.stored.size };
         Handed { stored: &entry.stored, first_sent }
     }
 
@@ -363,7 +363,7 @@ impl Delivery {
     fn accepted(&mut self, queue: Queue, position: u64, now: Now) -> Outcome {
         let line = &mut self.lines[queue.index()];
         let Some(entry) = line.held.get_mut(&position) else { return Outcome::Kept };
-        if let Flight::InFlight { since, bytes } = entry.state {
+        if let Flight::Sent { since, bytes } = entry.state {
             self.goodput = goodput(self.goodput, bytes, now.since(since));
         }
         if self.confirmation == DeliveredWhen::Receipt {
@@ -444,7 +444,7 @@ impl Delivery {
         let mut overdue = false;
         for entry in self.lines.iter_mut().flat_map(|line| line.held.values_mut()) {
             match entry.state {
-                Flight::InFlight { since, .. } => overdue |= now.since(since) > VERDICT_DEADLINE,
+                Flight::Sent { since, .. } => overdue |= now.since(since) > VERDICT_DEADLINE,
                 Flight::Unreceipted { since } if now.since(since) > RECEIPT_DEADLINE => entry.state = Flight::Waiting,
                 Flight::Unreceipted { .. } | Flight::Waiting => {}
             }
@@ -467,7 +467,7 @@ impl Delivery {
     fn bytes_in_flight(&self, lane: Lane) -> usize {
         let queues = Queue::ALL.into_iter().filter(|queue| queue.lane() == lane);
         let held = queues.flat_map(|queue| self.lines[queue.index()].held.values());
-        held.filter(|entry| matches!(entry.state, Flight::InFlight { .. })).map(|entry| entry.stored.size).sum()
+        held.filter(|entry| matches!(entry.state, Flight::Sent { .. })).map(|entry| entry.stored.size).sum()
     }
 }
 

@@ -97,10 +97,11 @@ impl UplinkTask {
         let mut delivery = Delivery::new(self.center.delivered_when);
         let mut urls = self.center.urls.iter().cycle();
         let mut last_word = None;
+        let mut center_away_since = None;
         self.pause(Jitter::random().of(FIRST_CONNECT_SPREAD)).await;
         while !self.shutdown.is_cancelled() {
             let url = urls.next().expect("the configuration has at least one");
-            let (down, up_for) = match self.connect(url, &mut delivery).await? {
+            let (down, up_for) = match self.connect(url, &mut delivery, &mut center_away_since).await? {
                 End::Stopped => break,
                 End::Down { down, up_for } => (down, up_for),
             };
@@ -122,10 +123,16 @@ impl UplinkTask {
             self.post(url, None, Link::Waiting { reason: down.to_string(), retry_in: pause });
             self.pause(pause).await;
         }
+        self.metrics.uplink_connected.set(0);
         Ok(())
     }
 
-    async fn connect(&self, url: &BrokerUrl, delivery: &mut Delivery) -> Result<End, crate::store::StoreError> {
+    async fn connect(
+        &self,
+        url: &BrokerUrl,
+        delivery: &mut Delivery,
+        center_away_since: &mut Option<Now>,
+    ) -> Result<End, crate::store::StoreError> {
         let session = self.store.next_session().await?;
         self.post(url, Some(session), Link::Connecting);
         let standing = connection::standing(&self.store.alarms().await?);
@@ -145,7 +152,7 @@ impl UplinkTask {
             packet_size_max: PACKET_SIZE_MAX,
             connect_timeout: CONNECT_TIMEOUT,
         });
-        let end = Connection::new(self, url, session, wire, delivery, standing).run().await;
+        let end = Connection::new(self, url, session, wire, delivery, center_away_since, standing).run().await;
         delivery.down();
         end
     }

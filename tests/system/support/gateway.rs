@@ -98,18 +98,17 @@ impl Gateway {
 
     /// Asks it to stop, and waits until it has.
     pub(crate) fn sigterm(&mut self) -> Ended {
-        let mut child = self.child.take().expect("it runs");
         let asked = Instant::now();
-        kill_process(pid(&child), Signal::TERM).expect("the gateway runs");
-        while asked.elapsed() < PATIENCE {
-            if let Some(status) = child.try_wait().expect("it is our child") {
+        kill_process(pid(self.child.as_ref().expect("it runs")), Signal::TERM).expect("the gateway runs");
+        loop {
+            let ended = self.child.as_mut().expect("it runs").try_wait().expect("it is our child");
+            if let Some(status) = ended {
+                self.child = None;
                 return Ended { code: status.code(), took: asked.elapsed() };
             }
+            assert!(asked.elapsed() < PATIENCE, "it does not stop\n{}", self.log());
             pause();
         }
-        // Or it would outlive the test.
-        let _ended = child.kill();
-        panic!("it does not stop\n{}", self.log());
     }
 
     /// Its process id.

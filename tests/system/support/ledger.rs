@@ -86,8 +86,8 @@ impl Ledger {
         }
         let body = if payload.is_empty() { Value::Null } else { serde_json::from_slice(payload).unwrap_or_default() };
         match kind {
-            "event" => self.event(topic, 'a', body, at),
-            "telemetry" => self.event(topic, 't', body, at),
+            "event" => self.event(topic, 'a', &body, at),
+            "telemetry" => self.event(topic, 't', &body, at),
             "alarm" if payload.is_empty() => drop(self.alarms.remove(rest)),
             "alarm" => self.alarm(rest, body),
             "status" => self.status(body),
@@ -97,7 +97,7 @@ impl Ledger {
         }
     }
 
-    fn event(&mut self, topic: &str, lane: char, body: Value, at: Instant) {
+    fn event(&mut self, topic: &str, lane: char, body: &Value, at: Instant) {
         let id = body["id"].as_str().unwrap_or_default().to_owned();
         let mut parts = id.split('-');
         let named = (parts.next(), parts.next(), parts.next().and_then(|n| n.parse::<u64>().ok()), parts.next());
@@ -116,7 +116,7 @@ impl Ledger {
         }
         if let Some(index) = self.by_id.get(&id) {
             self.duplicates += 1;
-            let (before, again) = (lasting(&self.events[*index].body), lasting(&body));
+            let (before, again) = (lasting(&self.events[*index].body), lasting(body));
             if before != again {
                 self.problems.push(format!("{id} came again with another content:\n{before}\n{again}"));
             }
@@ -192,13 +192,6 @@ impl Ledger {
             summary.declared_lost += lost.len();
         }
         Ok(summary)
-    }
-
-    /// The last number of lane a in the epoch seen last, 0 before the first.
-    pub(crate) fn last_alarm_number(&self) -> u64 {
-        let last = self.events.iter().rev().find(|event| event.lane == 'a').map(|event| event.epoch.clone());
-        let stream = last.and_then(|epoch| self.streams.get(&(epoch, 'a')));
-        stream.and_then(|stream| stream.arrived.last().copied()).unwrap_or(0)
     }
 
     /// First deliveries of one transition of one alarm.
@@ -320,7 +313,9 @@ mod tests {
 
     #[test]
     fn a_payload_that_breaks_the_contract_is_found() {
-        for (topic, payload) in [("event/high", &b"{}"[..]), ("event/high", b""), ("status", b"online"), ("noise", b"{}")] {
+        for (topic, payload) in
+            [("event/high", &b"{}"[..]), ("event/high", b""), ("status", b"online"), ("noise", b"{}")]
+        {
             let mut ledger = Ledger::of("g");
             ledger.take(topic, payload, Instant::now());
             assert!(ledger.complete().is_err(), "{topic}");

@@ -73,6 +73,14 @@ impl Park {
         self.gateway.start();
     }
 
+    /// The same, and waits until the command center can talk to it again: what is asked before that is not delivered.
+    pub(crate) fn restart(&mut self) {
+        let before = self.center.ledger().status_now()["session"].as_u64();
+        self.kill_and_start();
+        let newer = |status: &Value| status["state"] == "online" && status["session"].as_u64() > before;
+        self.center.wait_for_status("the gateway online again", newer);
+    }
+
     /// Waits until the gateway has read a point well.
     pub(crate) fn wait_until_good(&self, point: &str) {
         self.wait_until_read(point, "good");
@@ -91,8 +99,9 @@ impl Park {
         }
     }
 
-    /// Stops the gateway in peace and returns its last status.
+    /// Stops the gateway in peace, while it is connected, and returns its last status.
     pub(crate) fn stop(&mut self) -> Value {
+        self.gateway.wait_for_metric("gardu_uplink_connected", |up| up > 0.0);
         let ended = self.gateway.sigterm();
         assert_eq!(ended.code, Some(0), "{}", self.gateway.log());
         self.center.wait_for_status("the gateway offline", |status| status["state"] == "offline")

@@ -17,23 +17,25 @@ use crate::{
 };
 
 /// A valid start, for texts about something else.
-const BASE: &str = "[gateway]\nid = \"taman\"\n[command_center]\nurls = [\"mqtt://127.0.0.1\"]\n";
+const BASE: &str = "[gateway]\nid = 'taman'\n[command_center]\nurls = ['mqtt://127.0.0.1']\n";
 /// A bus with points of every kind.
-const BUS: &str = r#"
+const BUS: &str = "
     [[modbus]]
-    name = "cabinet"
-    url = "tcp://10.0.0.5"
+    name = 'cabinet'
+    url = 'tcp://10.0.0.5'
     [[modbus.device]]
-    name = "panel"
+    name = 'panel'
     unit = 1
     point = [
-        { name = "door", register = "discrete:0" },
-        { name = "temp", register = "input:1", type = "i16", scale = 0.1, range = [-40, 80] },
-        { name = "presses", register = "input:2" },
-        { name = "serial", register = "input:8", type = "string", length = 4 },
+        { name = 'door', register = 'discrete:0' },
+        { name = 'temp', register = 'input:1', type = 'i16', scale = 0.1, range = [-40, 80] },
+        { name = 'presses', register = 'input:2' },
+        { name = 'serial', register = 'input:8', type = 'string', length = 4 },
     ]
-"#;
+";
 const SHIPPED: &str = include_str!("../../../../config/gardu.toml");
+
+mod mistakes;
 
 struct Folder(TempDir);
 
@@ -97,35 +99,20 @@ fn check_files(files: &[(&str, &str)]) {
     assert_eq!(found, expected, "{files:#?}");
 }
 
-/// [`check_files`] of one text behind [`BASE`].
-fn check(marked: &str) {
-    check_files(&[("gardu.toml", &format!("{BASE}{marked}"))]);
-}
-
-fn check_all(texts: &[&str]) {
-    texts.iter().for_each(|text| check(text));
-}
-
 fn load_text(text: &str) -> Config {
     let folder = Folder::new();
     let path = folder.write("gardu.toml", format!("{BASE}{text}"));
     load_with(&path, None).unwrap_or_else(|problems| panic!("{problems}"))
 }
 
-/// A point with these keys, on a bus of its own.
-fn point(keys: &str) -> String {
-    let bus = "[[modbus]]\nname = \"b\"\nurl = \"tcp://a\"\n[[modbus.device]]\nname = \"d\"\nunit = 1\n";
-    format!("{bus}[[modbus.device.point]]\n{keys}\n")
-}
-
 /// An alarm with this condition on this point of [`BUS`].
 fn alarm(point: &str, when: &str) -> String {
-    format!("{BUS}\n[[alarm]]\nname = \"x\"\nseverity = \"high\"\npoint = {point}\nwhen = {when}\n")
+    format!("{BUS}\n[[alarm]]\nname = 'x'\nseverity = 'high'\npoint = {point}\nwhen = {when}\n")
 }
 
 /// An MQTT input with this subscription.
 fn subscription(keys: &str) -> String {
-    format!("[[mqtt]]\nname = \"m\"\nurl = \"mqtt://a\"\n[[mqtt.subscribe]]\n{keys}\n")
+    format!("[[mqtt]]\nname = 'm'\nurl = 'mqtt://a'\n[[mqtt.subscribe]]\n{keys}\n")
 }
 
 #[test]
@@ -143,7 +130,7 @@ fn the_shipped_example_is_valid() {
 #[test]
 fn what_is_not_written_has_its_default() {
     let config = load_text(&format!(
-        "{BUS}[[mqtt]]\nname = \"m\"\nlisten = \"127.0.0.1:1883\"\n[[mqtt.subscribe]]\ntopic = \"a/{{d}}\"\npoint = \"{{d}}/x\"\nstale = \"5m\"\n"
+        "{BUS}[[mqtt]]\nname = 'm'\nlisten = '127.0.0.1:1883'\n[[mqtt.subscribe]]\ntopic = 'a/{{d}}'\npoint = '{{d}}/x'\nstale = '5m'\n"
     ));
     assert_eq!((config.gateway.site.as_str(), config.gateway.name.as_str()), ("taman", "taman"));
     assert_eq!((config.gateway.timezone.as_str(), config.gateway.language), ("Asia/Jakarta", Language::Indonesian));
@@ -176,9 +163,9 @@ fn what_is_not_written_has_its_default() {
 
 #[test]
 fn built_in_rules_follow_the_devices_and_the_silence() {
-    let stale = subscription("topic = \"a/{d}\"\npoint = \"{d}/x\"\nstale = \"5m\"");
+    let stale = subscription("topic = 'a/{d}'\npoint = '{d}/x'\nstale = '5m'");
     let config =
-        load_text(&format!("{}\n{stale}", BUS.replace("unit = 1", "unit = 1\ncommunication_severity = \"low\"")));
+        load_text(&format!("{}\n{stale}", BUS.replace("unit = 1", "unit = 1\ncommunication_severity = 'low'")));
     let [communication, stale] = &config.rules[..] else { panic!("{:?}", config.rules) };
     let id = PointId::parse("panel/communication").expect("a point");
     assert!(matches!(&communication.naming, Naming::Fixed(id) if id.as_str() == "panel/communication"));
@@ -193,7 +180,7 @@ fn built_in_rules_follow_the_devices_and_the_silence() {
 
 #[test]
 fn two_limits_make_two_rules_and_a_message_is_in_the_gateways_language() {
-    let config = load_text(&alarm("\"panel/temp\"\nmessage = \"Panas\"", "{ above = 60, below = -5, deadband = 2 }"));
+    let config = load_text(&alarm("'panel/temp'\nmessage = 'Panas'", "{ above = 60, below = -5, deadband = 2 }"));
     let rules: Vec<_> = config.rules.iter().take(2).map(|r| (r.name.as_str(), r.when.clone())).collect();
     let expected = [
         ("x-h", Condition::Above { limit: 60.0, deadband: 2.0 }),
@@ -202,253 +189,8 @@ fn two_limits_make_two_rules_and_a_message_is_in_the_gateways_language() {
     assert_eq!(rules, expected);
     assert_eq!(config.rules[0].message.id.as_deref(), Some("Panas"));
     assert_eq!(config.rules[0].message.en, None);
-    let silent = load_text(&alarm("\"panel/door\"", "{ is = true }"));
+    let silent = load_text(&alarm("'panel/door'", "{ is = true }"));
     assert_eq!(silent.rules[0].message.en.as_deref(), Some("Alarm x at panel/door"));
-}
-
-#[test]
-fn unknown_keys_are_found_in_every_section() {
-    check_all(&[
-        "«unknown-key-near»alarms = []",
-        "[outbox]\n«unknown-key-near»paths = \"a\"",
-        "[http]\n«unknown-key-near»listn = \"127.0.0.1:1\"",
-        "[telemetry]\n«unknown-key-near»intervall = \"5m\"\n«unknown-key»zzz = 1",
-        &BUS.replace("url =", "«unknown-key-near»timout = \"1s\"\nurl ="),
-        &BUS.replace("unit = 1", "«unknown-key-near»pol = \"1s\"\nunit = 1"),
-        &point("name = \"a\"\nregister = \"coil:0\"\n«unknown-key-near»offest = 1"),
-        &subscription("topic = \"a\"\npoint = \"m/x\"\n«unknown-key-near»valeus = {}"),
-        &format!("[[mqtt]]\n«unknown-key-near»nam = \"x\"\n{}", &subscription("topic = \"a\"\npoint = \"m/x\"")[9..]),
-        &alarm("\"panel/door\"\n«unknown-key-near»on_dely = \"1s\"", "{ is = true, «unknown-key-near»abov = 1 }"),
-        &alarm("\"panel/door\"\nmessage = { id = \"a\", «unknown-key»english = \"b\" }", "{ is = true }"),
-    ]);
-    let gateway = "[gateway]\nid = \"a\"\n«unknown-key-near»sitte = \"b\"\nlocation = { lat = 1, lon = 2, «unknown-key-near»adress = \"\" }\n[command_center]\nurls = [\"mqtt://a\"]\n«unknown-key-near»password = \"hunter2\"\n";
-    check_files(&[("gardu.toml", gateway)]);
-}
-
-#[test]
-fn missing_keys_are_named_at_their_section() {
-    check_files(&[("gardu.toml", "«missing-section»«missing-section»")]);
-    check_files(
-        &[("gardu.toml", "# nothing\n\n")]
-            .map(|(name, text)| (name, text))
-            .map(|(n, _)| (n, "«missing-section»«missing-section»# nothing\n")),
-    );
-    check_files(&[("gardu.toml", "«missing»[gateway]\n«missing»[command_center]\n")]);
-    check_files(&[(
-        "gardu.toml",
-        "[gateway]\nid = \"a\"\nlocation = «missing»«missing»{}\n[command_center]\nurls = «empty-list»[]\n",
-    )]);
-    check_all(&[
-        "«missing»«no-devices»«bus»[[modbus]]\n".replace("«bus»", "").as_str(),
-        "«no-devices»[[modbus]]\nname = \"a\"\nurl = \"tcp://a\"",
-        "[[modbus]]\nname = \"a\"\nurl = \"tcp://a\"\n«missing»«missing»«no-points»[[modbus.device]]",
-        "[[modbus]]\nname = \"a\"\nurl = \"tcp://a\"\n[[modbus.device]]\nname = \"d\"\nunit = 1\n«missing»«missing»[[modbus.device.point]]",
-        "«missing»«no-endpoint»«no-subscriptions»[[mqtt]]",
-        "[[mqtt]]\nname = \"a\"\nurl = \"mqtt://a\"\n«missing»«missing»[[mqtt.subscribe]]",
-        "«missing»«missing»«missing»«missing»[[alarm]]",
-    ]);
-}
-
-#[test]
-fn wrong_types_and_values_are_named_at_the_value() {
-    check_all(&[
-        "[telemetry]\ninterval = «type»5",
-        "[telemetry]\ninterval = «duration»\"5 minutes\"",
-        "[telemetry]\ninterval = «range»\"500ms\"",
-        "[telemetry]\nreport = «choice»\"always\"",
-        "modbus = «sections»1",
-        "[«sections»modbus]",
-        "outbox = «type»1",
-        "[outbox]\npath = «line»\"\"",
-        "[outbox]\npath = «variable»\"$HOME/outbox\"",
-        "[http]\nlisten = «listen»\"9184\"",
-        "[http]\nlisten = \"127.0.0.1:1\"\nmetrics_listen = «clash»\"0.0.0.0:1\"",
-        &BUS.replace("unit = 1", "unit = «range»256"),
-        &BUS.replace("unit = 1", "unit = «unit»250"),
-        &BUS.replace("unit = 1", "unit = «type»\"1\""),
-        &BUS.replace("unit = 1", "unit = 1\npoll = «range»\"1ms\"\nmissed_polls = «range»0"),
-        &BUS.replace("unit = 1", "unit = 1\ncommunication_severity = «choice»\"bad\""),
-        &BUS.replace("name = \"panel\"", "name = «name»\"Panel Utama\""),
-        &BUS.replace("name = \"panel\"", "name = «reserved»\"gateway\""),
-        &BUS.replace("name = \"door\"", "name = «reserved»\"communication\""),
-        &BUS.replace("name = \"door\"", "name = «name»\"a/b/c/d\""),
-    ]);
-    let gateway = "[gateway]\nid = «reserved»\"center\"\nname = «line»\"a\\nb\"\ntimezone = «timezone»\"WIB\"\nlanguage = «choice»\"jv\"\nlocation = { lat = «range»-91, lon = «finite»nan, address = «type»5 }\n[command_center]\nurls = [\"mqtt://a\", «url»\"cc1.example.go.id\", «url-login»\"mqtt://u:p@a\", «later-value»\"mqtts://a\"]\nprotocol = \"v3.1.1\"\ndelivered_when = «subscriber»\"subscriber\"\nkeep_alive = «whole-seconds»\"5500ms\"\ntopic_prefix = «topic-prefix»\"/gardu\"\nhold_when_center_offline = «type»\"no\"\n";
-    check_files(&[("gardu.toml", gateway)]);
-}
-
-#[test]
-fn a_point_is_checked_against_its_type() {
-    check_all(&[
-        &point("name = \"a\"\nregister = «register»\"holding:65536\""),
-        &point("name = \"a\"\nregister = «register»\"hold:1\""),
-        &point("name = \"a\"\nregister = «register»\"holding:+1\""),
-        &point("name = \"a\"\nregister = «register-end»\"holding:65535\"\ntype = \"u32\""),
-        &point("name = \"a\"\nregister = \"holding:0xFFFE\"\ntype = \"u32\""),
-        &point("name = \"a\"\nregister = \"coil:0\"\ntype = «bits-are-bool»\"u16\""),
-        &point("name = \"a\"\nregister = \"coil:0\"\nbit = «bit»0"),
-        &point("name = \"a\"\nregister = \"holding:0\"\nbit = «range»16"),
-        &point("name = \"a\"\nregister = \"holding:0\"\nbit = 3\ntype = «bit-type»\"u16\""),
-        &point("name = \"a\"\nregister = \"holding:0\"\ntype = «choice»\"int\""),
-        &point("name = \"a\"\nregister = \"holding:0\"\norder = «order»\"cdab\""),
-        &point("name = \"a\"\nregister = \"holding:0\"\ntype = \"f32\"\norder = «choice»\"badc \""),
-        &point("name = \"a\"\nregister = \"holding:0\"\nlength = «length»2"),
-        &point("name = \"a\"\nregister = \"holding:0\"\ntype = \"string\"\nlength = «range»126"),
-        &point("name = \"a\"\nregister = \"coil:0\"\nscale = «only-numbers»2.0"),
-        &point("name = \"a\"\nregister = \"holding:0\"\nscale = «scale»0"),
-        &point("name = \"a\"\nregister = \"holding:0\"\nscale = «finite»inf\noffset = «finite»nan"),
-        &point("name = \"a\"\nregister = \"holding:0\"\nrange = «range-order»[1, 1]"),
-        &point("name = \"a\"\nregister = \"holding:0\"\nrange = «range-two»[1]\ndecimals = «range»11"),
-        &point("name = \"a\"\nregister = \"holding:0\"\ninvalid = [1, «type»\"x\"]"),
-        &point("name = \"a\"\nregister = \"holding:0\"\ndeadband = «deadband-report»1"),
-        &point("name = \"a\"\nregister = \"coil:0\"\nreport = \"change\"\ndeadband = «deadband-type»1"),
-        &point("name = \"a\"\nregister = \"holding:0\"\nreport = \"change\"\ndeadband = «range»-1"),
-    ]);
-    check(&point("name = \"a\"\nregister = \"holding:0\"").replace(
-        "unit = 1\n",
-        "unit = 1\n«missing»[[modbus.device.point]]\nname = \"s\"\nregister = \"input:0\"\ntype = \"string\"\n",
-    ));
-}
-
-#[test]
-fn names_are_taken_once() {
-    check_all(&[
-        &point(
-            "name = \"a\"\nregister = \"coil:0\"\n[[modbus.device.point]]\nname = «clash»\"a\"\nregister = \"coil:1\"",
-        ),
-        &format!(
-            "{BUS}{}",
-            BUS.replace("cabinet", "second")
-                .replace("10.0.0.5", "b")
-                .replace("\"panel\"", "«clash»\"panel\"")
-                .replace("name = \"door\"", "name = «clash»\"door\"")
-                .replace("name = \"temp\"", "name = «clash»\"temp\"")
-                .replace("name = \"presses\"", "name = «clash»\"presses\"")
-                .replace("name = \"serial\"", "name = «clash»\"serial\"")
-        ),
-        &format!("{BUS}{}", point("name = \"a\"\nregister = \"coil:0\"").replace("\"b\"", "«clash»\"cabinet\"")),
-        &format!(
-            "{BUS}{}",
-            point("name = \"a\"\nregister = \"coil:0\"").replace("\"tcp://a\"", "«one-wire»\"tcp://10.0.0.5:502\"")
-        ),
-        &format!(
-            "{}{}",
-            subscription("topic = \"a\"\npoint = \"x/y\""),
-            subscription("topic = \"b\"\npoint = \"z/y\"").replace("\"m\"", "«clash»\"m\"")
-        ),
-        &subscription("topic = \"a\"\npoint = \"x/y\"\n[[mqtt.subscribe]]\ntopic = \"b\"\npoint = «clash»\"x/y\""),
-        &format!("{BUS}{}", subscription("topic = \"a\"\npoint = «clash»\"panel/x\"")),
-        &subscription("topic = \"a\"\npoint = «reserved»\"gateway/x\""),
-        &format!(
-            "{}\n[[alarm]]\nname = «clash»\"x\"\nseverity = \"low\"\npoint = \"panel/+\"\nwhen = {{ bad = true }}",
-            alarm("\"panel/door\"", "{ is = true }")
-        ),
-        &format!(
-            "{}\n[[alarm]]\nname = \"x\"\nseverity = \"low\"\npoint = \"panel/temp\"\nwhen = {{ bad = true }}",
-            alarm("\"panel/door\"", "{ is = true }")
-        ),
-        &format!(
-            "{BUS}[[alarm]]\nname = «reserved»\"stale\"\nseverity = \"low\"\npoint = \"panel/temp\"\nwhen = {{ bad = true }}"
-        ),
-    ]);
-}
-
-#[test]
-fn an_alarm_watches_a_point_that_can_be() {
-    let open = subscription("topic = \"s/{device}/{name}\"\npoint = \"{device}/{name}\"");
-    check_all(&[
-        &alarm("«point-near»\"panel/dor\"", "{ is = true }"),
-        &alarm("«point»\"elsewhere/level\"", "{ is = true }"),
-        &alarm("«pattern»\"Panel/door\"", "{ is = true }"),
-        &alarm(
-            "«pattern-nothing»\"cam+/x\"".replace("cam+", "cam").replace("\"cam/x\"", "\"+/intrusion/#\"").as_str(),
-            "{ is = true }",
-        ),
-        &alarm("\"+/door\"", "{ is = true }"),
-        &alarm("\"panel/communication\"", "{ is = true }"),
-        &format!("{open}{}", alarm("\"elsewhere/level\"", "{ is = true }")),
-        &format!("{open}{}", alarm("\"+/level\"", "{ above = 1 }")),
-        // What Modbus owns, no message can name.
-        &format!("{open}{}", alarm("«point-near»\"panel/dor\"", "{ is = true }")),
-        &format!("{open}{}", alarm("«pattern-nothing»\"+/a/b\"", "{ is = true }")),
-    ]);
-}
-
-#[test]
-fn a_condition_can_come_true_and_end() {
-    check_all(&[
-        &alarm("\"panel/door\"", "«when-empty»{}"),
-        &alarm("\"panel/door\"", "«when-one»{ is = true, bad = true }"),
-        &alarm("\"panel/door\"", "«type»true"),
-        &alarm("\"panel/door\"", "{ is = «is»1 }"),
-        &alarm("\"panel/door\"", "{ is = «type»[1] }"),
-        &alarm("\"panel/temp\"", "{ is = «is»true }"),
-        &alarm("\"panel/temp\"", "{ is = «is»100 }"),
-        &alarm("\"panel/serial\"", "{ is = \"AB\" }"),
-        &alarm("\"panel/door\"", "{ above = «limit-type»0.5 }"),
-        &alarm("\"panel/temp\"", "{ above = «limit-range»80 }"),
-        &alarm("\"panel/temp\"", "{ below = «limit-range»-50 }"),
-        &alarm("\"panel/temp\"", "{ above = 10, below = «limits-order»20 }"),
-        &alarm("\"panel/temp\"", "{ above = 20, below = 10, deadband = «deadband-wide»10 }"),
-        &alarm("\"panel/temp\"", "{ above = 20, deadband = «deadband-wide»61 }"),
-        &alarm("\"panel/temp\"", "{ above = 20, deadband = «range»-1 }"),
-        &alarm("\"panel/temp\"", "{ bad = true, deadband = «deadband-limit»1 }"),
-        &alarm("\"panel/temp\"", "{ bad = «only-true»false }"),
-        &alarm("\"panel/presses\"", "{ increments = true }"),
-        &alarm("\"panel/temp\"", "{ increments = «increments»true }"),
-        &alarm("\"panel/temp\"", "{ stale = «duration»\"soon\" }"),
-        &alarm("\"panel/door\"\nmessage = «message-language»{ en = \"Open\" }", "{ is = true }"),
-        &alarm("\"panel/door\"\non_delay = «range»\"2d\"\nlatch = «type»1", "{ is = true }"),
-    ]);
-}
-
-#[test]
-fn a_subscription_names_its_points() {
-    check_all(&[
-        &subscription("topic = «topic-wildcard»\"a/+/b\"\npoint = \"x/y\""),
-        &subscription("topic = «capture»\"a/x{n}\"\npoint = \"x/y\""),
-        &subscription("topic = «capture-twice»\"{a}/{a}\"\npoint = \"{a}/y\""),
-        &subscription("topic = «capture-unused»\"{a}/{b}\"\npoint = \"{a}/y\""),
-        &subscription("topic = \"{a}/b\"\npoint = «capture-unknown»\"{b}/y\"\n"),
-        &subscription("topic = \"a\"\npoint = «template»\"x/Y\""),
-        &subscription("topic = \"a\"\npoint = «point-name»\"x\""),
-        &subscription("topic = \"a\"\npoint = \"x/y\"\nformat = «choice»\"xml\""),
-        &subscription("topic = \"a\"\npoint = \"x/y\"\nvalue = «pointer»\"value\"\ntime = «pointer»\"/~x\""),
-        &subscription(
-            "topic = \"a\"\npoint = \"x/y\"\nvalues = { ON = true, OFF = «type»[], N = 3, T = \"t\", X = «finite»inf }",
-        ),
-        &subscription("topic = \"a\"\npoint = \"x/y\"\nstale = «range»\"1ms\""),
-        &subscription(
-            "topic = \"a/{d}\"\npoint = \"{d}/y\"\nstale = \"5m\"\n[[mqtt.subscribe]]\ntopic = \"b/{d}\"\npoint = \"{d}/y\"\nstale = «stale-differs»\"9m\"",
-        ),
-        &subscription(
-            "topic = \"a/{d}\"\npoint = \"{d}/y\"\nstale = \"5m\"\n[[mqtt.subscribe]]\ntopic = \"b/{d}\"\npoint = \"{d}/y\"\nstale = \"5m\"",
-        ),
-        &subscription("topic = \"a\"\npoint = \"x/y\"")
-            .replace("mqtt://a", "mqtt://a\"\nlisten = «url-or-listen»\"127.0.0.1:1"),
-        &subscription("topic = \"a\"\npoint = \"x/y\"")
-            .replace("url = \"mqtt://a\"", "listen = «listen-open»\"10.0.0.1:1883\""),
-        &subscription("topic = \"a\"\npoint = \"x/y\"")
-            .replace("url = \"mqtt://a\"", "listen = \"[::1]:1883\"\nprotocol = «client-decides»\"v5\""),
-    ]);
-}
-
-#[test]
-fn what_a_later_version_understands_is_refused_not_ignored() {
-    check_all(&[
-        "[outbox]\nmax_size = «later»\"256MiB\"\ntelemetry_max_age = «later»\"7d\"",
-        "[http]\ntls_cert_file = «later»\"a\"\ntls_key_file = «later»\"b\"",
-        &BUS.replace("\"tcp://10.0.0.5\"", "«later-value»\"rtu:///dev/ttyUSB0?baud=9600\""),
-        &BUS.replace("\"tcp://10.0.0.5\"", "«later-value»\"rtu+tcp://10.0.0.6:4196\""),
-        "[[modbus]]\nname = \"a\"\nurl = \"tcp://a\"\n[[modbus.device]]\nname = \"d\"\nunit = 1\nprofile = «later»\"eastron-sdm120\"",
-        &point("name = \"a\"\nregister = \"coil:0\"\nwritable = «later»true"),
-        &point("name = \"a\"\nregister = \"coil:0\"\nwritable = false"),
-        &subscription("topic = \"frigate/reviews\"\nformat = «later-value»\"frigate\""),
-        &alarm("\"panel/temp\"", "{ high_high = «later»60, low = «later»1 }"),
-        &alarm("\"panel/temp\"", "{ rate = «later»1, bad = true }"),
-    ]);
-    let center = "[gateway]\nid = \"a\"\n[command_center]\nurls = [\"mqtt://a\"]\nca_file = «later»\"a\"\nclient_cert_file = «later»\"a\"\nclient_key_file = «later»\"a\"\ndata_budget = «later»\"1GiB/month\"\n";
-    check_files(&[("gardu.toml", center)]);
 }
 
 #[test]
@@ -457,7 +199,7 @@ fn gardu_d_adds_cabinets_and_extends_buses() {
     folder.write("gardu.toml", format!("{BASE}{BUS}"));
     let device = |name: &str| {
         format!(
-            "[[modbus]]\nname = \"cabinet\"\n[[modbus.device]]\nname = \"{name}\"\nunit = 2\npoint = [{{ name = \"a\", register = \"coil:0\" }}]\n"
+            "[[modbus]]\nname = 'cabinet'\n[[modbus.device]]\nname = '{name}'\nunit = 2\npoint = [{{ name = 'a', register = 'coil:0' }}]\n"
         )
     };
     folder.write("gardu.d/b.toml", device("second"));
@@ -474,26 +216,6 @@ fn gardu_d_adds_cabinets_and_extends_buses() {
 }
 
 #[test]
-fn clashes_across_files_name_both_places() {
-    let main = format!("{BASE}{BUS}");
-    check_files(&[("gardu.toml", &main), ("gardu.d/a.toml", "[«clash»gateway]\nid = \"b\"\n")]);
-    check_files(&[
-        ("gardu.toml", &main),
-        (
-            "gardu.d/a.toml",
-            "«bus-near»[[modbus]]\nname = \"cabinat\"\n[[modbus.device]]\nname = «clash»\"panel\"\nunit = 1\npoint = [{ name = \"new\", register = \"coil:0\" }]\n",
-        ),
-        ("gardu.d/b.toml", "«no-devices»[[modbus]]\nname = \"cabinet\"\ntimeout = «extends»\"1s\"\n"),
-    ]);
-    let folder = Folder::new();
-    folder.write("gardu.toml", &main);
-    folder.write("gardu.d/a.toml", "[gateway]\nid = \"b\"\n");
-    let problems = load_with(&folder.path("gardu.toml"), None).expect_err("two gateways");
-    let first = format!("{}:1:2", folder.path("gardu.toml").display());
-    assert!(problems.render(Language::English).contains(&first), "{problems}");
-}
-
-#[test]
 fn files_that_cannot_be_read_say_so_and_nothing_else() {
     let folder = Folder::new();
     let kinds = || {
@@ -507,31 +229,13 @@ fn files_that_cannot_be_read_say_so_and_nothing_else() {
     fs::create_dir(folder.path("gardu.toml")).expect("a folder");
     assert_eq!(kinds(), ["0:0 check-file-folder"]);
     fs::remove_dir(folder.path("gardu.toml")).expect("an empty folder");
-    folder.write("gardu.toml", b"[gateway]\nid = \"\xff\"\n");
-    assert_eq!(
-        kinds(),
-        ["2:7 check-syntax", "2:7 check-utf8"]
-            .map(str::to_owned)
-            .into_iter()
-            .filter(|k| k.contains("utf8"))
-            .collect::<Vec<_>>()
-    );
+    folder.write("gardu.toml", b"[gateway]\nid = '\xff'\n");
+    assert_eq!(kinds(), ["2:7 check-utf8"]);
     folder.write("gardu.toml", vec![b'#'; 10_000_000]);
     assert_eq!(kinds(), ["0:0 check-file-large"]);
     folder.write("gardu.toml", BASE);
     folder.write("gardu.d", "a file");
     assert_eq!(kinds(), ["0:0 check-folder"]);
-}
-
-#[test]
-fn broken_toml_hides_no_other_mistake_and_casts_no_shadow() {
-    check_all(&[
-        "[telemetry]\ninterval = «syntax»\ninterval2 = 1".replace("\ninterval2 = 1", "").as_str(),
-        "[telemetry]\nreport = \"off\"\n«twice»report = \"off\"\n[http]\n«unknown-key-near»lisen = \"a\"",
-        "[http]\n[«twice»http]",
-        // The device without its unit, and the alarm whose point may be in the broken part, are not blamed.
-        &BUS.replace("unit = 1", "unit = «syntax»1x"),
-    ]);
 }
 
 #[test]
@@ -554,7 +258,7 @@ fn garbage_is_bounded() {
 #[test]
 fn a_secret_is_read_from_its_file_and_never_shown() {
     let folder = Folder::new();
-    let text = format!("{BASE}username = \"u\"\npassword_file = \"secret\"\n");
+    let text = format!("{BASE}username = 'u'\npassword_file = 'secret'\n");
     let path = folder.write("gardu.toml", &text);
     folder.write("secret", "rahasia-42\r\n");
     let config = load_with(&path, None).unwrap_or_else(|problems| panic!("{problems}"));
@@ -576,14 +280,14 @@ fn a_secret_is_read_from_its_file_and_never_shown() {
     let said = load_with(&path, None).expect_err("no secret").render(Language::English);
     assert!(said.contains("it does not exist") && said.contains("make it with the password"), "{said}");
     let credentials = folder.write("credentials/center", "from systemd");
-    let path = folder.write("gardu.toml", text.replace("\"secret\"", "\"${CREDENTIALS_DIRECTORY}/center\""));
+    let path = folder.write("gardu.toml", text.replace("'secret'", "'${CREDENTIALS_DIRECTORY}/center'"));
     let config = load_with(&path, credentials.parent()).unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!(config.command_center.login.and_then(|l| l.password).as_deref(), Some("from systemd"));
     check_files(&[(
         "gardu.toml",
-        &format!("{BASE}username = \"u\"\npassword_file = «credentials»\"${{CREDENTIALS_DIRECTORY}}/center\"\n"),
+        &format!("{BASE}username = 'u'\npassword_file = «credentials»'${{CREDENTIALS_DIRECTORY}}/center'\n"),
     )]);
-    check_files(&[("gardu.toml", &format!("{BASE}password_file = «password-alone»«secret-unreadable»\"nowhere\"\n"))]);
+    check_files(&[("gardu.toml", &format!("{BASE}password_file = «password-alone»«secret-unreadable»'nowhere'\n"))]);
 }
 
 #[test]
@@ -601,7 +305,7 @@ name = "cabinet"
 url = «url»"10.0.0.5:502"
 [[modbus.device]]
 name = "panel"
-unit = «range»300
+unit = «unit»300
 [[modbus.device.point]]
 name = "door"
 register = «register»"dicrete:0"
@@ -669,7 +373,9 @@ proptest! {
 
     /// Pieces of the valid file cut out, doubled, moved and overwritten: near enough to reach every reader.
     #[test]
-    fn mutated_files_never_panic(cuts in proptest::collection::vec((any::<prop::sample::Index>(), 0usize..40, "[\\[\\]{}=.\"0-9a-z/#\\n ]{0,4}"), 1..12)) {
+    fn mutated_files_never_panic(
+        cuts in proptest::collection::vec((any::<prop::sample::Index>(), 0usize..40, "[\\[\\]{}=.\"0-9a-z/#\\n ]{0,4}"), 1..12),
+    ) {
         let mut text = SHIPPED.to_owned();
         for (at, length, insert) in cuts {
             let start = text.floor_char_boundary(at.index(text.len()));

@@ -17,7 +17,7 @@ use crate::{
     config::Bus,
     metrics::Metrics,
     pipeline::Input,
-    reading::Segment,
+    reading::{Reading, Reason, Segment},
     supervise::{BEAT_EVERY, Beat, Shutdown, TaskResult},
 };
 
@@ -99,7 +99,7 @@ impl BusTask {
     }
 
     /// Asks the next request of a device; returns what is to be passed on, at the end of its poll.
-    async fn serve(&mut self, index: usize) -> Vec<crate::reading::Reading> {
+    async fn serve(&mut self, index: usize) -> Vec<Reading> {
         let poller = &mut self.pollers[index];
         let before = self.clock.now();
         if !self.schedule.is_under_way(index) {
@@ -141,7 +141,7 @@ impl BusTask {
         }
     }
 
-    fn count(&self, index: usize, bad: &[crate::reading::Reason]) {
+    fn count(&self, index: usize, bad: &[Reason]) {
         let device = self.pollers[index].device();
         let points = u64::try_from(device.points.len()).unwrap_or(u64::MAX);
         self.metrics.readings.with_label_values(&[device.name.as_str()]).inc_by(points);
@@ -198,6 +198,6 @@ mod tests {
         clock.set(at(60_000));
         let endless = beating(&beat, std::future::pending::<()>());
         assert!(timeout(BEAT_EVERY, endless).await.is_err(), "it waits");
-        assert_eq!(pulse.idle(), [("modbus", Duration::ZERO)]);
+        assert_eq!(pulse.idle(), [("modbus".into(), Duration::ZERO)]);
     }
 }

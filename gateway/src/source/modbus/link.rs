@@ -140,7 +140,7 @@ impl Wire {
 }
 
 async fn open_tcp(host: &str, port: u16) -> io::Result<Context> {
-    let stream = TcpStream::connect((host, port)).await?;
+    let stream = TcpStream::connect(format!("{host}:{port}")).await?;
     // A request is one small segment: Nagle would hold it back for the acknowledgement of the one before.
     stream.set_nodelay(true)?;
     Ok(tcp::attach(stream))

@@ -70,9 +70,10 @@ mod tests {
     #[test]
     fn a_device_belongs_to_whoever_came_first() {
         let devices = Devices::default();
+        let shared = devices.clone();
         let [cctv, lora] = ["cctv", "lora"].map(|name| Segment::parse(name).expect("name"));
         assert_eq!(devices.claim("cam07", &cctv), Ok(()));
-        assert_eq!(devices.clone().claim("cam07", &cctv), Ok(()));
+        assert_eq!(shared.claim("cam07", &cctv), Ok(()));
         let refused = devices.claim("cam07", &lora).expect_err("taken");
         assert_eq!(refused.to_string(), "device `cam07` belongs to the MQTT input `cctv`: name the point differently");
     }

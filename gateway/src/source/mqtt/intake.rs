@@ -5,13 +5,11 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use prometheus::IntCounter;
-
 use super::{devices::Devices, json, json::Refused, names::Names, silence::Silence};
 use crate::{
     clock::Now,
     config::{Subscription, TopicLevel},
-    metrics::Metrics,
+    metrics::{IntCounter, Metrics},
     reading::{PointId, Reading, Reason, Segment},
     supervise::BEAT_EVERY,
 };

@@ -336,8 +336,8 @@ impl Run {
         }
     }
 
-    fn step(&mut self, step: Step) {
-        match step {
+    fn step(&mut self, step: &Step) {
+        match *step {
             Step::Record(alarm) => self.lanes.add(if alarm { Lane::Alarm } else { Lane::Telemetry }),
             Step::Send => self.send(),
             Step::Verdict(which, kind) if !self.out.is_empty() => {
@@ -382,7 +382,7 @@ proptest! {
         let (out, accepted) = (Vec::new(), BTreeSet::new());
         let mut run = Run { lanes, delivery, window: 5, out, accepted, token: 0, now_ms: 0 };
         for one in steps {
-            run.step(one);
+            run.step(&one);
         }
         // From here on the broker accepts everything and receipts come: all that waits must arrive.
         run.delivery.set_hold(Hold::None);
