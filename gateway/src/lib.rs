@@ -18,6 +18,9 @@ pub mod cli;
 pub mod clock;
 pub mod command;
 pub mod config;
+#[cfg(test)]
+#[path = "../../tests/contract/mod.rs"]
+mod contract;
 pub mod daemon;
 pub mod http;
 pub mod log;
