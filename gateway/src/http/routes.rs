@@ -68,11 +68,15 @@ async fn readyz(State(view): State<View>) -> Response {
     }
 }
 
-/// Prometheus' text format.
+/// Prometheus' text format. What grows by itself is brought up to date now.
 async fn metrics(State(view): State<View>) -> Response {
     for (stage, idle) in view.pulse.idle() {
         let idle_s = i64::try_from(idle.as_secs()).unwrap_or(i64::MAX);
         view.metrics.stage_idle_seconds.with_label_values(&[stage]).set(idle_s);
+    }
+    for (lane, state) in view.board.snapshot().lanes {
+        let age_s = i64::try_from(state.oldest_age_s.unwrap_or(0)).unwrap_or(i64::MAX);
+        view.metrics.outbox_oldest_age_seconds.with_label_values(&[lane.as_str()]).set(age_s);
     }
     view.metrics.clock_trusted.set(i64::from(view.clock.now().trusted));
     let encoder = TextEncoder::new();
