@@ -518,6 +518,17 @@ pub(crate) mod tests {
         }
     }
 
+    /// A lane whose oldest waiting record was recorded then.
+    pub(crate) fn head(boot: &str, at: Now) -> Head {
+        Head {
+            status: LaneStatus { epoch: Epoch::parse("0123456789abcdef").expect("epoch"), next: 8, settled: 5 },
+            next_position: 8,
+            records: 2,
+            bytes: 700,
+            oldest: Some((BootId::new(boot), at)),
+        }
+    }
+
     fn idle() -> (Clock, StatusBoard) {
         let clock = Clock::manual("boot", at(100));
         let board = board(&clock, &Pulse::new(clock.clone()));
@@ -606,13 +617,6 @@ pub(crate) mod tests {
     #[test]
     fn the_age_of_a_backlog_spans_a_restart_only_by_trusted_clocks() {
         let (_, board) = idle();
-        let head = |boot: &str, at| Head {
-            status: LaneStatus { epoch: Epoch::parse("0123456789abcdef").expect("epoch"), next: 8, settled: 5 },
-            next_position: 8,
-            records: 2,
-            bytes: 700,
-            oldest: Some((BootId::new(boot), at)),
-        };
         for (boot, oldest, age_s) in [
             ("boot", at(40), Some(60)),
             ("before", at(10), Some(90)),

@@ -68,7 +68,7 @@ async fn readyz(State(view): State<View>) -> Response {
     }
 }
 
-/// Prometheus' text format.
+/// Prometheus' text format. What grows by itself is brought up to date now.
 async fn metrics(State(view): State<View>) -> Response {
     for (stage, idle) in view.pulse.idle() {
         let idle_s = i64::try_from(idle.as_secs()).unwrap_or(i64::MAX);

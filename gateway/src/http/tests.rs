@@ -6,9 +6,10 @@ use super::*;
 use crate::{
     clock::Clock,
     metrics::Metrics,
+    record::Lane,
     status::{
         Snapshot,
-        tests::{at, board, segment},
+        tests::{at, board, head, segment},
     },
     supervise::{Pulse, STALLED_AFTER},
 };
@@ -165,12 +166,15 @@ async fn metrics_are_in_the_text_format_and_fresh() {
     let served = serve(Limits::DEFAULT).await;
     served.clock.set(at(107));
     served.view.metrics.readings.with_label_values(&["pa\"nel\n"]).inc();
+    let (_keep, lane) = tokio::sync::watch::channel(head("boot", at(95)));
+    served.view.board.set_lanes([(Lane::Alarm, lane)]);
     let answer = get(served.metrics, "/metrics").await;
     assert!(answer.to_lowercase().contains("content-type: text/plain; version=0.0.4"), "{answer}");
     for line in body(&answer).lines() {
         assert!(is_exposition(line), "{line}");
     }
     assert!(answer.contains("gardu_stage_idle_seconds{stage=\"field\"} 7\n"), "{answer}");
+    assert!(answer.contains("gardu_outbox_oldest_age_seconds{lane=\"a\"} 12\n"), "{answer}");
     assert!(answer.contains("gardu_clock_trusted 1\n"), "{answer}");
     for bad in ["readings 1 2 3", "gardu{a=\"b} 1", "gardu{a=b} 1", "9a 1", "# HELP", "gardu one"] {
         assert!(!is_exposition(bad), "{bad}");
