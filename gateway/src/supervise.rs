@@ -48,8 +48,11 @@ pub const STALLED_AFTER: Duration = Duration::from_secs(15);
 #[derive(Debug, Clone)]
 pub struct Pulse {
     clock: Clock,
-    stages: Arc<Mutex<Vec<(Arc<str>, Beat)>>>,
+    stages: Arc<Mutex<Stages>>,
 }
+
+/// Each with its name, in the order they were started.
+type Stages = Vec<(Arc<str>, Beat)>;
 
 impl Pulse {
     /// No stages yet.

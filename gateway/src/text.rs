@@ -80,10 +80,15 @@ mod tests {
 
     fn keys(files: [&str; 6]) -> BTreeSet<String> {
         let lines = files.into_iter().flat_map(str::lines);
-        lines.filter_map(|line| line.split_once(" =")).map(|(key, _)| key.to_owned()).filter(is_key).collect()
+        lines
+            .filter_map(|line| line.split_once(" ="))
+            .map(|(key, _)| key)
+            .filter(|key| is_key(key))
+            .map(str::to_owned)
+            .collect()
     }
 
-    fn is_key(text: &String) -> bool {
+    fn is_key(text: &str) -> bool {
         !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
     }
 

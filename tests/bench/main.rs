@@ -7,7 +7,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "the table is the purpose")]
 
 #[path = "../contract/mod.rs"]
-#[allow(dead_code, unreachable_pub, reason = "shared with the system tests")]
+#[allow(unreachable_pub, reason = "shared with the system tests")]
 mod contract;
 #[path = "../system/support/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "shared with the system tests")]

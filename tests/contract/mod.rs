@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use jsonschema::{Registry, Validator};
+use jsonschema::{Registry, RegistryBuilder, Validator};
 use serde_json::{Map, Value, json};
 
 /// Largest payload in either direction (DESIGN.md §5.2).
@@ -147,7 +147,7 @@ fn validators(unknown: Unknown) -> BTreeMap<&'static str, Validator> {
     // Files refer to each other by name; any hierarchical address to resolve those against will do.
     let address = |name: &str| format!("file:///schema/{name}.json");
     let pairs = schemas.iter().map(|(name, schema)| (address(name), schema.clone()));
-    let registry = Registry::new().extend(pairs).and_then(|registry| registry.prepare()).expect("schemas fit together");
+    let registry = Registry::new().extend(pairs).and_then(RegistryBuilder::prepare).expect("schemas fit together");
     let validator = |(name, schema): &(&'static str, Value)| {
         let options = jsonschema::options().with_registry(&registry).with_base_uri(address(name));
         let built = options.should_validate_formats(true).build(schema);

@@ -2,7 +2,6 @@
 
 use std::{io::ErrorKind, os::unix::net::UnixDatagram};
 
-use serde_json::json;
 use tokio_modbus::{
     client::{Context, tcp},
     prelude::{Reader, Slave, SlaveContext},
@@ -18,16 +17,13 @@ use crate::support::{
 };
 
 fn status(session: u64) -> String {
-    json!({
-        "state": "online", "boot": "b", "session": session, "version": "0.1.0", "config": "00000000", "site": "taman",
-        "started": "2026-11-21T12:04:31.220Z", "clock": { "trusted": true }, "language": "id",
-        "lanes": {
-            "a": { "epoch": "0000000000000000", "next": 1, "settled": 0 },
-            "t": { "epoch": "0000000000000000", "next": 1, "settled": 0 },
-        },
-        "vitals": {},
-    })
-    .to_string()
+    let frozen: serde_json::Value = serde_json::from_str(include_str!("../wire/v1/status-online.json")).expect("JSON");
+    let mut status = frozen["payload"].clone();
+    status["session"] = session.into();
+    for lane in ["a", "t"] {
+        (status["lanes"][lane]["next"], status["lanes"][lane]["settled"]) = (1.into(), 0.into());
+    }
+    status.to_string()
 }
 
 #[test]

@@ -260,27 +260,17 @@ fn lasting(event: &Value) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     /// An event as the gateway `g` would send it, for the tests of the books themselves.
     fn sample(sequence: u64, value: bool) -> Vec<u8> {
-        json!({
-            "specversion": "1.0", "id": format!("0000000000000000-a-{sequence}"), "source": "/gardu/g",
-            "type": "gardu.alarm.raised.v1", "subject": "panel/door/open", "time": "2026-11-21T12:04:31.220Z",
-            "recordedtime": "2026-11-21T12:04:31.220Z", "sequence": format!("{sequence:020}"),
-            "datacontenttype": "application/json", "dataschema": "https://gardu.example/schema/alarm-event.json",
-            "data": {
-                "alarm": "panel/door/open", "occurrence": 1, "state": "UNACK", "active": true, "acknowledged": false,
-                "latched": false, "severity": "high", "value": value, "unit": null, "quality": "good", "reason": null,
-                "limit": null, "test": false, "message": { "en": "Door open" }, "site": "taman", "location": null,
-                "by": null, "by_verified": false, "comment": null, "evidence": null,
-                "clock": { "trusted": true, "boot": "b", "monotonic_ms": 1 }, "delivery": { "historical": false },
-            },
-        })
-        .to_string()
-        .into_bytes()
+        let frozen: Value = serde_json::from_str(include_str!("../../wire/v1/alarm-raised.json")).expect("JSON");
+        let mut event = frozen["payload"].clone();
+        event["id"] = format!("0000000000000000-a-{sequence}").into();
+        event["source"] = "/gardu/g".into();
+        event["sequence"] = format!("{sequence:020}").into();
+        event["data"]["value"] = value.into();
+        event.to_string().into_bytes()
     }
 
     #[test]

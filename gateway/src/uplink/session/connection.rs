@@ -291,7 +291,7 @@ impl<'a> Connection<'a> {
             tracing::warn!("the subscription did not fit a new connection's queue");
         }
         self.task.metrics.uplink_connected.set(1);
-        self.task.post(&self.url, Some(self.session), Link::Connected);
+        self.task.post(self.url, Some(self.session), Link::Connected);
         tracing::info!(broker = %self.url, session = self.session, receive_maximum = limits.receive_maximum, "uplink is up");
     }
 
