@@ -9,7 +9,9 @@ use serde_json::{Value as Json, json};
 
 use super::{Form, exit};
 use crate::{
-    config::{self, Config, Device, Endpoint, Language, Link, Problems, Report, Subscription, TemplateSegment, units},
+    config::{
+        self, Config, Device, Endpoint, Language, Link, Need, Problems, Report, Subscription, TemplateSegment, units,
+    },
     text,
 };
 
@@ -29,7 +31,7 @@ const MONTH: Duration = Duration::from_secs(30 * 86_400);
 /// Checks the file and prints what is to be said; the exit code is returned.
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "the edge where text leaves the program")]
 pub fn run(path: &Path, language: Option<Language>, form: Form, requests_of: impl Fn(&Device) -> usize) -> u8 {
-    let result = config::load(path);
+    let result = config::load(path, Need::Reachable);
     let configured = match &result {
         Ok(config) => Some(config.gateway.language),
         Err(problems) => problems.language,
@@ -319,7 +321,7 @@ point = '{{device}}/level'
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("gardu.toml");
         std::fs::write(&path, text).expect("a file");
-        report(&config::load(&path), language, form, |device| device.points.len())
+        report(&config::load(&path, Need::Reachable), language, form, |device| device.points.len())
     }
 
     #[test]
@@ -355,7 +357,7 @@ Telemetry data a month: about 22.7 MB
         let path = folder.path().join("gardu.toml");
         std::fs::write(&path, include_str!("../../../config/gardu.toml").replace("poll = \"1s\"", "poll = \"10ms\""))
             .expect("a file");
-        let (text, _, exit) = report(&config::load(&path), Language::English, Form::Text, more);
+        let (text, _, exit) = report(&config::load(&path, Need::Reachable), Language::English, Form::Text, more);
         assert!(text.contains("WARNING") && exit == 0, "{text}");
     }
 

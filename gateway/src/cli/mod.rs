@@ -12,7 +12,7 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 use self::arguments::{Arguments, What};
 use crate::{
     clock::Clock,
-    config::{self, Language},
+    config::{self, Language, Need},
     daemon::Daemon,
     notify::Manager,
     source::modbus::plan::{Holes, plan},
@@ -51,7 +51,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
 #[expect(clippy::print_stderr, reason = "the edge where text leaves the program")]
 fn demo(options: demo::Options) -> ExitCode {
     let daemon = async |path: PathBuf, clock, stop| {
-        let config = config::load(&path).map_err(|problems| anyhow::anyhow!("{problems}"))?;
+        let config = config::load(&path, Need::All).map_err(|problems| anyhow::anyhow!("{problems}"))?;
         Ok(Daemon::start(config, clock, Manager::default()).await?.run(stop).await?)
     };
     match runtime().block_on(demo::run(options, Clock::system(), daemon)) {

@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::exit;
 use crate::{
     clock::Clock,
-    config::{self, Language},
+    config::{self, Language, Need},
     daemon::{Daemon, StartError},
     log,
     notify::Manager,
@@ -18,10 +18,10 @@ use crate::{
 #[expect(clippy::print_stderr, reason = "problems of the configuration are for the person who started it")]
 #[must_use]
 pub fn run(path: &Path, language: Option<Language>) -> ExitCode {
-    let config = match config::load(path) {
+    let config = match config::load(path, Need::All) {
         Ok(config) => config,
         Err(problems) => {
-            eprint!("{}", problems.render(super::language(language.or(problems.language))));
+            eprintln!("{}", problems.render(super::language(language.or(problems.language))));
             return exit::CONFIG.into();
         }
     };

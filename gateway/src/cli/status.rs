@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use crate::{
     alarm::{Severity, Texts},
     cli::{Form, exit},
-    config::{self, Language},
+    config::{self, Language, Need},
     reading::Reason,
     record::Lane,
     status::{Communication, DeviceState, LaneState, LinkWord, Snapshot, StandingAlarm, Uplink},
@@ -74,10 +74,10 @@ impl StatusError {
 /// Prints how the daemon of this configuration is doing; the exit code is returned.
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "the edge where text leaves the program")]
 pub async fn run(path: &Path, asked: Option<Language>, form: Form) -> u8 {
-    let config = match config::load(path) {
+    let config = match config::load(path, Need::None) {
         Ok(config) => config,
         Err(problems) => {
-            eprint!("{}", problems.render(super::language(asked.or(problems.language))));
+            eprintln!("{}", problems.render(super::language(asked.or(problems.language))));
             return exit::CONFIG;
         }
     };

@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -12,7 +12,7 @@ use super::{
     files,
     names::clash,
     problem::Spot,
-    read::Document,
+    read::{Document, Secrets},
     units::{self, UrlError},
 };
 
@@ -61,7 +61,7 @@ fn location(node: Node<'_>) -> Option<Location> {
     Some(Location { lat: lat?, lon: lon?, address, landmark })
 }
 
-pub(super) fn command_center(document: &Document<'_>, credentials: Option<&Path>) -> Option<CommandCenter> {
+pub(super) fn command_center(document: &Document<'_>, secrets: Secrets<'_>) -> Option<CommandCenter> {
     let section = document.required("command_center", "[command_center]", "urls = [\"mqtt://127.0.0.1:1883\"]")?;
     let urls = section.required("urls", "[\"mqtt://127.0.0.1:1883\"]", |node| match node.list()? {
         none if none.is_empty() => node.wrong("check-empty-list", &[]),
@@ -83,7 +83,7 @@ pub(super) fn command_center(document: &Document<'_>, credentials: Option<&Path>
             chosen => Some(chosen),
         }
     });
-    let login = files::login(&section, credentials);
+    let login = files::login(&section, secrets);
     let keep_alive = keep_alive(&section);
     let topic_prefix = section.or("topic_prefix", "gardu/v1", topic_prefix).to_owned();
     let hold_when_center_offline = section.or("hold_when_center_offline", false, Node::boolean);

@@ -12,6 +12,7 @@ use super::{
     Login,
     document::{Node, Section},
     problem::{Source, Word},
+    read::{Need, Secrets},
 };
 
 /// A cabinet's file has a few hundred lines; 1 MiB is far beyond and still parses in a moment.
@@ -116,19 +117,22 @@ fn reason(error: &io::Error) -> Word {
 }
 
 /// Reads `username` and `password_file` of a section.
-pub(super) fn login(section: &Section<'_>, credentials: Option<&Path>) -> Option<Login> {
+pub(super) fn login(section: &Section<'_>, secrets: Secrets<'_>) -> Option<Login> {
     let username = section.optional("username", |node| node.line(LOGIN_CHARS_MAX));
     let file = section.get("password_file");
     if file.is_some() && !section.has("username") {
         section.wrong("password_file", "check-password-alone", &[]);
     }
-    let password = file.and_then(|node| secret(node, credentials));
+    let password = file.and_then(|node| secret(node, secrets));
     Some(Login { username: username?.to_owned(), password })
 }
 
-/// What the file named by a `*_file` key holds, without the line's end.
-fn secret(node: Node<'_>, credentials: Option<&Path>) -> Option<String> {
-    let path = secret_path(node, credentials)?;
+/// What the file named by a `*_file` key holds, without the line's end; nothing where it is not needed.
+fn secret(node: Node<'_>, secrets: Secrets<'_>) -> Option<String> {
+    let path = secret_path(node, secrets)?;
+    if secrets.need == Need::None {
+        return None;
+    }
     let shown = ("path", path.display().to_string().into());
     let bytes = match bytes(&path, SECRET_BYTES_MAX) {
         Ok(bytes) => bytes,
@@ -140,9 +144,10 @@ fn secret(node: Node<'_>, credentials: Option<&Path>) -> Option<String> {
 }
 
 /// The path of a `*_file` key; `${CREDENTIALS_DIRECTORY}` at its start is expanded.
-fn secret_path(node: Node<'_>, credentials: Option<&Path>) -> Option<PathBuf> {
+fn secret_path(node: Node<'_>, secrets: Secrets<'_>) -> Option<PathBuf> {
     let Some(rest) = node.text()?.strip_prefix("${CREDENTIALS_DIRECTORY}") else { return file_path(node) };
-    match credentials {
+    match secrets.credentials {
+        None if secrets.need != Need::All => None,
         Some(folder) => Some(folder.join(rest.trim_start_matches('/'))),
         None => node.wrong("check-credentials", &[]),
     }

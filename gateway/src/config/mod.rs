@@ -18,7 +18,11 @@ pub mod units;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-pub use self::{language::Language, problem::Problems, read::load};
+pub use self::{
+    language::Language,
+    problem::Problems,
+    read::{Need, load},
+};
 use crate::{
     alarm::rule::Rule,
     reading::{PointId, Segment, Value},

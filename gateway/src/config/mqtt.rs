@@ -1,6 +1,6 @@
 //! `[[mqtt]]`: brokers to listen to, addresses to listen on, and what their messages mean.
 
-use std::{ops::RangeInclusive, path::Path, sync::Arc, time::Duration};
+use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
 use super::{
     Endpoint, MqttInput, PointTemplate, Report, Subscription, TemplateSegment, TopicLevel,
@@ -9,7 +9,7 @@ use super::{
     files,
     names::{Names, Owner, as_pattern, clash, overlap},
     problem::Spot,
-    read::Measured,
+    read::{Measured, Secrets},
     units,
 };
 use crate::{
@@ -33,7 +33,7 @@ pub(super) fn inputs<'a>(
     sections: &[Section<'a>],
     names: &mut Names,
     listeners: &mut Listeners,
-    credentials: Option<&Path>,
+    secrets: Secrets<'_>,
     report: impl Fn(&Section<'a>, Measured) -> Report,
 ) -> (Vec<MqttInput>, Vec<Rule>) {
     let mut seen: Vec<(Segment, Spot)> = Vec::new();
@@ -47,7 +47,7 @@ pub(super) fn inputs<'a>(
             }
             Some(name)
         });
-        let endpoint = endpoint(section, listeners, credentials);
+        let endpoint = endpoint(section, listeners, secrets);
         let children = section.sections("subscribe", "[[mqtt.subscribe]]");
         if children.is_empty() && !section.has("subscribe") {
             section.missing("check-no-subscriptions", &[]);
@@ -67,8 +67,8 @@ pub(super) fn inputs<'a>(
 }
 
 /// Either `url` or `listen`.
-fn endpoint(section: &Section<'_>, listeners: &mut Listeners, credentials: Option<&Path>) -> Option<Endpoint> {
-    let login = files::login(section, credentials);
+fn endpoint(section: &Section<'_>, listeners: &mut Listeners, secrets: Secrets<'_>) -> Option<Endpoint> {
+    let login = files::login(section, secrets);
     section.later(&center::TLS_KEYS);
     section.later(&["tls_cert_file", "tls_key_file"]);
     match (section.get("url"), section.get("listen")) {

@@ -22,14 +22,34 @@ const SYNTAX_SHOWN_MAX: usize = 20;
 /// Recovering after a syntax error keeps a record of each; beyond this size only the first is looked for.
 const RECOVERABLE_BYTES_MAX: usize = 64 * 1024;
 
-/// Reads the configuration at `path` and in `gardu.d` beside it.
-pub fn load(path: &Path) -> Result<Config, Problems> {
-    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-    load_with(path, credentials.as_deref())
+/// What becomes of the secrets that `*_file` keys name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// Every one is read: the daemon is about to use them.
+    All,
+    /// Every one is read but those that only systemd hands out: a person looks at the configuration.
+    Reachable,
+    /// None is: whoever asks has no business with them.
+    None,
 }
 
-/// [`load`] with the folder that `${CREDENTIALS_DIRECTORY}` stands for.
-pub fn load_with(path: &Path, credentials: Option<&Path>) -> Result<Config, Problems> {
+/// How secrets are read.
+#[derive(Debug, Clone, Copy)]
+pub struct Secrets<'a> {
+    /// Which.
+    pub need: Need,
+    /// What `${CREDENTIALS_DIRECTORY}` stands for.
+    pub credentials: Option<&'a Path>,
+}
+
+/// Reads the configuration at `path` and in `gardu.d` beside it.
+pub fn load(path: &Path, need: Need) -> Result<Config, Problems> {
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    load_with(path, Secrets { need, credentials: credentials.as_deref() })
+}
+
+/// [`load`] where the environment is given.
+pub fn load_with(path: &Path, secrets: Secrets<'_>) -> Result<Config, Problems> {
     let (sources, troubles): (Vec<Source>, Vec<_>) = files::gather(path).into_iter().unzip();
     let findings = Findings::new(&sources);
     for (file, trouble) in troubles.into_iter().enumerate() {
@@ -42,7 +62,7 @@ pub fn load_with(path: &Path, credentials: Option<&Path>) -> Result<Config, Prob
         tables.iter().enumerate().map(|(file, table)| Section::top(file, table, &findings)).collect();
     let document = Document { tops };
     let language = center::language(&document);
-    let config = read(&document, credentials);
+    let config = read(&document, secrets);
     drop(document);
     drop(tables);
     match (findings.finish(language), config) {
@@ -103,9 +123,9 @@ impl<'a> Document<'a> {
     }
 }
 
-fn read(document: &Document<'_>, credentials: Option<&Path>) -> Option<Config> {
+fn read(document: &Document<'_>, secrets: Secrets<'_>) -> Option<Config> {
     let gateway = center::gateway(document);
-    let command_center = center::command_center(document, credentials);
+    let command_center = center::command_center(document, secrets);
     let outbox = center::outbox(document);
     let mut listeners = center::Listeners::default();
     let http = center::http(document, &mut listeners);
@@ -116,7 +136,7 @@ fn read(document: &Document<'_>, credentials: Option<&Path>) -> Option<Config> {
     let report = |section: &Section<'_>, measured| report(section, report_default, measured);
     let (modbus, mut built_in) = modbus::buses(&document.list("modbus", "[[modbus]]"), &mut names, report);
     let inputs = document.list("mqtt", "[[mqtt]]");
-    let (mqtt, stale) = mqtt::inputs(&inputs, &mut names, &mut listeners, credentials, report);
+    let (mqtt, stale) = mqtt::inputs(&inputs, &mut names, &mut listeners, secrets, report);
     built_in.extend(stale);
     let mut rules = alarms::rules(&document.list("alarm", "[[alarm]]"), &names, language);
     rules.extend(built_in);

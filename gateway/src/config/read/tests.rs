@@ -16,6 +16,9 @@ use crate::{
     text,
 };
 
+/// The daemon's way to read, outside systemd.
+const ALONE: Secrets<'static> = Secrets { need: Need::All, credentials: None };
+
 /// A valid start, for texts about something else.
 const BASE: &str = "[gateway]\nid = 'taman'\n[command_center]\nurls = ['mqtt://127.0.0.1']\n";
 /// A bus with points of every kind.
@@ -57,7 +60,7 @@ impl Folder {
 
     /// File, line, column and kind of every problem, in order.
     fn problems(&self) -> Vec<(String, usize, usize, String)> {
-        let problems = load_with(&self.path("gardu.toml"), None).err().map(|p| p.shown).unwrap_or_default();
+        let problems = load_with(&self.path("gardu.toml"), ALONE).err().map(|p| p.shown).unwrap_or_default();
         let row = |p: crate::config::problem::Problem| {
             let (line, column) = p.place.position.unwrap_or((0, 0));
             let file = p.place.file.strip_prefix(self.0.path()).expect("a file of ours").display().to_string();
@@ -102,7 +105,7 @@ fn check_files(files: &[(&str, &str)]) {
 fn load_text(text: &str) -> Config {
     let folder = Folder::new();
     let path = folder.write("gardu.toml", format!("{BASE}{text}"));
-    load_with(&path, None).unwrap_or_else(|problems| panic!("{problems}"))
+    load_with(&path, ALONE).unwrap_or_else(|problems| panic!("{problems}"))
 }
 
 /// An alarm with this condition on this point of [`BUS`].
@@ -118,7 +121,7 @@ fn subscription(keys: &str) -> String {
 #[test]
 fn the_shipped_example_is_valid() {
     let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../config/gardu.toml"));
-    let config = load_with(path, None).unwrap_or_else(|problems| panic!("{problems}"));
+    let config = load_with(path, ALONE).unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!(config.gateway.name, "Taman Elektrik");
     assert_eq!((config.modbus.len(), config.mqtt.len()), (1, 1));
     let names: Vec<&str> = config.rules.iter().map(|rule| rule.name.as_str()).collect();
@@ -206,12 +209,13 @@ fn gardu_d_adds_cabinets_and_extends_buses() {
     folder.write("gardu.d/a.toml", device("first"));
     folder.write("gardu.d/a.toml~", "not read");
     folder.write("gardu.d/.a.toml", "not read");
-    let config = load_with(&folder.path("gardu.toml"), None).unwrap_or_else(|problems| panic!("{problems}"));
+    let config = load_with(&folder.path("gardu.toml"), ALONE).unwrap_or_else(|problems| panic!("{problems}"));
     let names: Vec<&str> = config.modbus[0].devices.iter().map(|device| device.name.as_str()).collect();
     assert_eq!(names, ["panel", "first", "second"]);
     let before = config.fingerprint;
     folder.write("gardu.d/b.toml", device("third"));
-    let after = load_with(&folder.path("gardu.toml"), None).unwrap_or_else(|problems| panic!("{problems}")).fingerprint;
+    let after =
+        load_with(&folder.path("gardu.toml"), ALONE).unwrap_or_else(|problems| panic!("{problems}")).fingerprint;
     assert_ne!(before, after);
 }
 
@@ -243,7 +247,7 @@ fn garbage_is_bounded() {
     let folder = Folder::new();
     let render = |bytes: &[u8]| {
         let path = folder.write("gardu.toml", bytes);
-        load_with(&path, None).expect_err("garbage").render(Language::English)
+        load_with(&path, ALONE).expect_err("garbage").render(Language::English)
     };
     let many: String = (0..50_000).map(|i| format!("k{i} = 1\n")).collect();
     let shown = render(many.as_bytes());
@@ -261,7 +265,7 @@ fn a_secret_is_read_from_its_file_and_never_shown() {
     let text = format!("{BASE}username = 'u'\npassword_file = 'secret'\n");
     let path = folder.write("gardu.toml", &text);
     folder.write("secret", "rahasia-42\r\n");
-    let config = load_with(&path, None).unwrap_or_else(|problems| panic!("{problems}"));
+    let config = load_with(&path, ALONE).unwrap_or_else(|problems| panic!("{problems}"));
     let login = config.command_center.login.clone().expect("a login");
     assert_eq!(login.password.as_deref(), Some("rahasia-42"));
     assert!(!format!("{config:?}").contains("rahasia"));
@@ -271,23 +275,38 @@ fn a_secret_is_read_from_its_file_and_never_shown() {
         (&[b'r'; 5_000], "check-secret-unreadable"),
     ] {
         folder.write("secret", bytes);
-        let problems = load_with(&path, None).expect_err("a bad secret");
+        let problems = load_with(&path, ALONE).expect_err("a bad secret");
         assert_eq!((problems.shown[0].kind, problems.shown[0].place.position), (kind, Some((6, 17))));
         assert!(!problems.render(Language::English).contains("rahasia-42"));
         assert!(!problems.render(Language::English).contains("rrrr"));
     }
     fs::remove_file(folder.path("secret")).expect("the secret");
-    let said = load_with(&path, None).expect_err("no secret").render(Language::English);
+    let said = load_with(&path, ALONE).expect_err("no secret").render(Language::English);
     assert!(said.contains("it does not exist") && said.contains("make it with the password"), "{said}");
     let credentials = folder.write("credentials/center", "from systemd");
     let path = folder.write("gardu.toml", text.replace("'secret'", "'${CREDENTIALS_DIRECTORY}/center'"));
-    let config = load_with(&path, credentials.parent()).unwrap_or_else(|problems| panic!("{problems}"));
+    let config = load_with(&path, Secrets { credentials: credentials.parent(), ..ALONE })
+        .unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!(config.command_center.login.and_then(|l| l.password).as_deref(), Some("from systemd"));
     check_files(&[(
         "gardu.toml",
         &format!("{BASE}username = 'u'\npassword_file = «credentials»'${{CREDENTIALS_DIRECTORY}}/center'\n"),
     )]);
     check_files(&[("gardu.toml", &format!("{BASE}password_file = «password-alone»«secret-unreadable»'nowhere'\n"))]);
+}
+
+#[test]
+fn who_has_no_use_for_a_secret_is_not_stopped_by_it() {
+    let folder = Folder::new();
+    for (file, refused_by) in
+        [("${CREDENTIALS_DIRECTORY}/center", &[Need::All][..]), ("nowhere", &[Need::All, Need::Reachable])]
+    {
+        let path = folder.write("gardu.toml", format!("{BASE}username = 'u'\npassword_file = '{file}'\n"));
+        for need in [Need::All, Need::Reachable, Need::None] {
+            let refused = load_with(&path, Secrets { need, ..ALONE }).is_err();
+            assert_eq!(refused, refused_by.contains(&need), "{file} {need:?}");
+        }
+    }
 }
 
 #[test]
@@ -321,7 +340,7 @@ on_delay = «duration»"5"
     let folder = Folder::new();
     let (text, marks) = unmark("gardu.toml", marked);
     let path = folder.write("gardu.toml", text);
-    let problems = load_with(&path, None).expect_err("ten mistakes");
+    let problems = load_with(&path, ALONE).expect_err("ten mistakes");
     assert_eq!((problems.total, marks.len()), (10, 10));
     for language in Language::ALL {
         let shown = problems.render(language);
@@ -367,7 +386,7 @@ proptest! {
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2_000)) {
         let folder = Folder::new();
         let path = folder.write("gardu.toml", bytes);
-        let problems = load_with(&path, None).expect_err("garbage is no configuration");
+        let problems = load_with(&path, ALONE).expect_err("garbage is no configuration");
         prop_assert!(!problems.render(Language::English).is_empty());
     }
 
@@ -384,7 +403,7 @@ proptest! {
         }
         let folder = Folder::new();
         let path = folder.write("gardu.toml", text);
-        if let Err(problems) = load_with(&path, None) {
+        if let Err(problems) = load_with(&path, ALONE) {
             for language in Language::ALL {
                 prop_assert!(!problems.render(language).is_empty());
             }

@@ -296,7 +296,7 @@ point = [{ name = 'new', register = 'coil:0' }]
     let folder = Folder::new();
     folder.write("gardu.toml", &main);
     folder.write("gardu.d/a.toml", "[gateway]\nid = 'b'\n");
-    let problems = load_with(&folder.path("gardu.toml"), None).expect_err("two gateways");
+    let problems = load_with(&folder.path("gardu.toml"), ALONE).expect_err("two gateways");
     let first = format!("{}:1:1", folder.path("gardu.toml").display());
     assert!(problems.render(Language::English).contains(&first), "{problems}");
 }
