@@ -217,6 +217,9 @@ impl Subscriber {
                     if let Some(topic) = message.topic.strip_prefix(&self.prefix) {
                         self.ledger().take(topic, &message.payload, at);
                         self.books.changed.notify_all();
+                        if topic.starts_with("event/") || topic.starts_with("telemetry/") {
+                            self.give_receipt(&mut connection, &message.payload);
+                        }
                     }
                     if let Some(id) = message.id {
                         // Read on if the broker is gone: what it had sent before is still to be read.
@@ -230,6 +233,14 @@ impl Subscriber {
                 Packet::Suback { granted: false } | Packet::Puback { .. } | Packet::Other => {}
             }
         }
+    }
+
+    /// Says that a record is in the books.
+    fn give_receipt(&self, connection: &mut Connection, record: &[u8]) {
+        let Ok(record) = serde_json::from_slice::<Value>(record) else { return };
+        let receipt = json!({ "ids": [record["id"]] }).to_string();
+        // A broker that is gone takes none; the gateway sends the record again, and gets its receipt then.
+        let _gone = connection.send_publish(&format!("{}receipt", self.prefix), receipt.as_bytes(), Retain::No);
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {

@@ -103,14 +103,20 @@ impl Connection {
         self.stream.get_ref().set_read_timeout(None)
     }
 
-    /// Publishes at QoS 1 and waits for the PUBACK; returns its reason code.
-    pub(crate) fn publish(&mut self, topic: &str, payload: &[u8], retain: Retain) -> io::Result<u8> {
+    /// Publishes at QoS 1; the PUBACK of the returned id arrives among the packets.
+    pub(crate) fn send_publish(&mut self, topic: &str, payload: &[u8], retain: Retain) -> io::Result<u16> {
         let id = self.fresh_id();
         let mut body = text(topic);
         body.extend(id.to_be_bytes());
         self.no_properties(&mut body);
         body.extend(payload);
         self.send(0x32 | retain as u8, &body)?;
+        Ok(id)
+    }
+
+    /// Publishes at QoS 1 and waits for the PUBACK; returns its reason code.
+    pub(crate) fn publish(&mut self, topic: &str, payload: &[u8], retain: Retain) -> io::Result<u8> {
+        let id = self.send_publish(topic, payload, retain)?;
         loop {
             match self.next()? {
                 Packet::Puback { id: confirmed, code } if confirmed == id => return Ok(code),
