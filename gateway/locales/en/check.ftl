@@ -39,6 +39,7 @@ check-type-list = a list [ … ]
 check-type-table = a table { "{ … }" }
 check-type-scalar = true, false, a number or text
 check-range = `{ $key }` must be between { $low } and { $high }, not { $value }
+check-negative = `{ $key }` must be 0 or more, not { $value }
 check-finite = `{ $key }` must be an ordinary number, not nan, inf or one that is too large
 check-duration = `{ $key }` does not know `{ $value }`; write a whole number and a unit: "500ms", "5s", "10m", "2h" or "7d"
 check-whole-seconds = `{ $key }` must be whole seconds, for example "120s"

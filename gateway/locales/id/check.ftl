@@ -39,6 +39,7 @@ check-type-list = daftar [ … ]
 check-type-table = tabel { "{ … }" }
 check-type-scalar = true, false, bilangan atau teks
 check-range = `{ $key }` harus antara { $low } dan { $high }, bukan { $value }
+check-negative = `{ $key }` harus 0 atau lebih, bukan { $value }
 check-finite = `{ $key }` harus bilangan biasa, bukan nan, inf atau bilangan yang terlalu besar
 check-duration = `{ $key }` tidak mengenal `{ $value }`; tulis bilangan bulat dan satuan: "500ms", "5s", "10m", "2h" atau "7d"
 check-whole-seconds = `{ $key }` harus detik penuh, misalnya "120s"

@@ -185,7 +185,7 @@ fn limits(section: &Section<'_>, says: Says) -> Option<Vec<(&'static str, Condit
         (_, _, limit) => Some(limit),
     };
     let (above, below) = (section.optional("above", limit), section.optional("below", limit));
-    let deadband = section.get("deadband").map(|node| (node, node.number_in(0.0..=f64::MAX)));
+    let deadband = section.get("deadband").map(|node| (node, node.number_from_zero()));
     if let (Some((node, _)), false) = (deadband, section.has("above") || section.has("below")) {
         node.wrong::<()>("check-deadband-limit", &[]);
     }

@@ -216,6 +216,12 @@ impl<'a> Node<'a> {
         if range.contains(&x) { Some(x) } else { self.outside(&x.to_string(), *range.start(), *range.end()) }
     }
 
+    /// A finite number that is not negative.
+    pub(super) fn number_from_zero(self) -> Option<f64> {
+        let x = self.number()?;
+        if x >= 0.0 { Some(x) } else { self.wrong("check-negative", &[("value", x.to_string().into())]) }
+    }
+
     fn outside<T>(self, value: &str, low: impl Display, high: impl Display) -> Option<T> {
         let args = [("value", value.into()), ("low", low.to_string().into()), ("high", high.to_string().into())];
         self.wrong("check-range", &args)

@@ -172,7 +172,7 @@ pub(super) enum Measured {
 fn report(section: &Section<'_>, default: Report, measured: Measured) -> Report {
     let report = section.or("report", default, center::report);
     let Some(node) = section.get("deadband") else { return report };
-    let deadband = node.number_in(0.0..=f64::MAX).unwrap_or_default();
+    let deadband = node.number_from_zero().unwrap_or_default();
     match (report, measured) {
         (Report::Change { .. }, Measured::Perhaps) => Report::Change { deadband },
         (Report::Change { .. }, Measured::Never) => node.wrong("check-deadband-type", &[]).unwrap_or(report),

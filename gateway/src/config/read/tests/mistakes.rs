@@ -129,7 +129,7 @@ fn a_point_is_checked_against_its_type() {
         &point("name = 'a'\nregister = 'holding:0'\ninvalid = [1, «type»'x']"),
         &point("name = 'a'\nregister = 'holding:0'\ndeadband = «deadband-report»1"),
         &point("name = 'a'\nregister = 'coil:0'\nreport = 'change'\ndeadband = «deadband-type»1"),
-        &point("name = 'a'\nregister = 'holding:0'\nreport = 'change'\ndeadband = «range»-1"),
+        &point("name = 'a'\nregister = 'holding:0'\nreport = 'change'\ndeadband = «negative»-1"),
     ]);
     check(&point("name = 'a'\nregister = 'holding:0'").replace(
         "unit = 1\n",
@@ -207,7 +207,7 @@ fn a_condition_can_come_true_and_end() {
         &alarm("'panel/temp'", "{ above = 10, below = «limits-order»20 }"),
         &alarm("'panel/temp'", "{ above = 20, below = 10, deadband = «deadband-wide»10 }"),
         &alarm("'panel/temp'", "{ above = 20, deadband = «deadband-wide»61 }"),
-        &alarm("'panel/temp'", "{ above = 20, below = «limits-order»30, deadband = «range»-1 }"),
+        &alarm("'panel/temp'", "{ above = 20, below = «limits-order»30, deadband = «negative»-1 }"),
         &alarm("'panel/temp'", "{ bad = true, deadband = «deadband-limit»1 }"),
         &alarm("'panel/temp'", "{ bad = «only-true»false }"),
         &alarm("'panel/presses'", "{ increments = true }"),
