@@ -337,7 +337,7 @@ impl StatusBoard {
 
     /// Readings of one device arrived: whether it answers, and when it last did. `source` is where an unknown one is from.
     pub fn heard(&self, readings: &[Reading], source: &str) {
-        let Some(first) = readings.first() else { return };
+        let Some(first) = readings.first().filter(|first| first.point.device() != GATEWAY) else { return };
         let good = readings.iter().rfind(|reading| reading.quality == Quality::Good);
         let silent = good.is_none() || readings.iter().any(says_silent);
         let (communication, reason) =
@@ -405,6 +405,9 @@ impl StatusBoard {
         self.parts.lock().expect("no panic while the board is held")
     }
 }
+
+/// What the gateway says of itself is not a device.
+const GATEWAY: &str = "gateway";
 
 /// Whether this is `{device}/communication` being true.
 fn says_silent(reading: &Reading) -> bool {

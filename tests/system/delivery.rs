@@ -179,10 +179,12 @@ fn a_lane_without_the_right_waits_and_the_other_goes_on() {
     park.camera(Version::V5).publish("cam/kolam/motion", "true");
     park.center.wait_for_transition("raised", "kolam/motion/intruder");
     let telemetry = |ledger: &Ledger| ledger.events.iter().any(|event| event.lane == 't');
+    park.center.wait_for_transition("raised", "gateway/delivery-refused");
     assert!(!telemetry(&park.center.ledger()), "it has no right to say this");
     park.broker.set_denied(&[]);
     park.center.wait_for("the telemetry", |ledger| telemetry(ledger).then_some(()));
     park.center.wait_for("register 0 reads 7", |ledger| reads(ledger, "meter1/p0", 7));
+    park.center.wait_for_transition("cleared", "gateway/delivery-refused");
     park.center.assert_complete();
 }
 

@@ -3,3 +3,4 @@ alarm-communication = Device { $device } does not answer
 alarm-stale = Point { $point } sends nothing
 alarm-rule = Alarm { $rule } at { $point }
 alarm-test = Test alarm
+alarm-delivery-refused = The command center's broker refuses what this gateway sends; check its access rights (ACL)

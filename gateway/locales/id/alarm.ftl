@@ -3,3 +3,4 @@ alarm-communication = Perangkat { $device } tidak menjawab
 alarm-stale = Titik { $point } tidak mengirim data
 alarm-rule = Alarm { $rule } pada { $point }
 alarm-test = Alarm uji
+alarm-delivery-refused = Broker pusat komando menolak kiriman gateway ini; periksa hak aksesnya (ACL)

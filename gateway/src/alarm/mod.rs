@@ -49,6 +49,12 @@ impl AlarmId {
         Self("gateway/test".into())
     }
 
+    /// The alarm that says that the command center's broker denies us what we must publish.
+    #[must_use]
+    pub fn delivery_refused() -> Self {
+        Self("gateway/delivery-refused".into())
+    }
+
     /// An alarm's name as received from outside: 2 to 5 segments.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {

@@ -155,6 +155,29 @@ pub struct Rule {
 }
 
 impl Rule {
+    /// The rule of an alarm that the gateway raises itself: true at the point of the alarm's own name. It clears by
+    /// itself and needs no acknowledgement.
+    ///
+    /// # Panics
+    /// Unless the name has 2 to 4 segments, as those of built-in alarms have.
+    #[must_use]
+    pub fn built_in(alarm: AlarmId, severity: Severity, message: Texts) -> Self {
+        let point = PointId::parse(alarm.as_str()).expect("a built-in alarm's name is that of its point");
+        let (_, name) = alarm.as_str().rsplit_once('/').expect("two segments");
+        Self {
+            name: Segment::parse(name).expect("a segment of a name"),
+            select: Selector::point(&point),
+            naming: Naming::Fixed(alarm),
+            when: Condition::Is(Value::Bool(true)),
+            severity,
+            on_delay: Duration::ZERO,
+            off_delay: Duration::ZERO,
+            latch: Latch::NonLatching,
+            acknowledgement: Acknowledgement::NotRequired,
+            message,
+        }
+    }
+
     /// The alarm this rule makes of `point`.
     #[must_use]
     pub fn alarm(&self, point: &PointId) -> AlarmId {

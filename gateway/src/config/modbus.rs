@@ -12,11 +12,8 @@ use super::{
     read::Measured,
 };
 use crate::{
-    alarm::{
-        AlarmId, Severity,
-        rule::{Acknowledgement, Condition, Latch, Naming, Rule, Selector},
-    },
-    reading::{PointId, Segment, Value},
+    alarm::{AlarmId, Severity, rule::Rule},
+    reading::{PointId, Segment},
     text,
 };
 
@@ -141,7 +138,8 @@ fn device<'a>(
     let missed_polls = section.or("missed_polls", 3, |node| node.integer(1..=1_000));
     let severity = section.or("communication_severity", Severity::Medium, severity);
     if let Some((name, node)) = &name {
-        let rule = communication_rule(name, severity);
+        let message = text::both("alarm-communication", &[("device", name.as_str().into())]);
+        let rule = Rule::built_in(AlarmId::communication(name), severity, message);
         names.point(&PointId::of(name, &rule.name), Says::Bool, *node);
         rules.push(rule);
     }
@@ -159,23 +157,6 @@ fn device<'a>(
 /// One of the five severities.
 pub(super) fn severity(node: Node<'_>) -> Option<Severity> {
     node.choice(&Severity::ALL.map(|severity| (severity.as_str(), severity)), &[])
-}
-
-/// A silent device: clears by itself, needs no acknowledgement.
-fn communication_rule(device: &Segment, severity: Severity) -> Rule {
-    let name = Segment::parse("communication").expect("a constant name");
-    Rule {
-        select: Selector::point(&PointId::of(device, &name)),
-        name,
-        naming: Naming::Fixed(AlarmId::communication(device)),
-        when: Condition::Is(Value::Bool(true)),
-        severity,
-        on_delay: Duration::ZERO,
-        off_delay: Duration::ZERO,
-        latch: Latch::NonLatching,
-        acknowledgement: Acknowledgement::NotRequired,
-        message: text::both("alarm-communication", &[("device", device.as_str().into())]),
-    }
 }
 
 fn point<'a>(

@@ -16,6 +16,10 @@ use super::{
     names::Names,
     problem::{Findings, Nature, Problems, Source, Spot},
 };
+use crate::{
+    alarm::{AlarmId, Severity, rule::Rule},
+    text,
+};
 
 /// Syntax problems noted of one file: who has more has not written TOML.
 const SYNTAX_SHOWN_MAX: usize = 20;
@@ -140,6 +144,8 @@ fn read(document: &Document<'_>, secrets: Secrets<'_>) -> Option<Config> {
     built_in.extend(stale);
     let mut rules = alarms::rules(&document.list("alarm", "[[alarm]]"), &names, language);
     rules.extend(built_in);
+    let message = text::both("alarm-delivery-refused", &[]);
+    rules.push(Rule::built_in(AlarmId::delivery_refused(), Severity::High, message));
     document.tops.iter().for_each(Section::finish);
 
     let findings = document.tops.first()?.findings;

@@ -5,12 +5,13 @@
 //! back. What happens inside one connection is in [`connection`].
 
 mod connection;
+mod denied;
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
 
-use self::connection::{Connection, End};
+use self::connection::{Connection, End, Kept};
 use super::{
     delivery::Delivery,
     message::{self, About, DeviceDescription},
@@ -97,11 +98,11 @@ impl UplinkTask {
         let mut delivery = Delivery::new(self.center.delivered_when);
         let mut urls = self.center.urls.iter().cycle();
         let mut last_word = None;
-        let mut center_away_since = None;
+        let mut kept = Kept::default();
         self.pause(Jitter::random().of(FIRST_CONNECT_SPREAD)).await;
         while !self.shutdown.is_cancelled() {
             let url = urls.next().expect("the configuration has at least one");
-            let (down, up_for) = match self.connect(url, &mut delivery, &mut center_away_since).await? {
+            let (down, up_for) = match self.connect(url, &mut delivery, &mut kept).await? {
                 End::Stopped => break,
                 End::Down { down, up_for } => (down, up_for),
             };
@@ -131,7 +132,7 @@ impl UplinkTask {
         &self,
         url: &BrokerUrl,
         delivery: &mut Delivery,
-        center_away_since: &mut Option<Now>,
+        kept: &mut Kept,
     ) -> Result<End, crate::store::StoreError> {
         let session = self.store.next_session().await?;
         self.post(url, Some(session), Link::Connecting);
@@ -152,7 +153,7 @@ impl UplinkTask {
             packet_size_max: PACKET_SIZE_MAX,
             connect_timeout: CONNECT_TIMEOUT,
         });
-        let end = Connection::new(self, url, session, wire, delivery, center_away_since, standing).run().await;
+        let end = Connection::new(self, url, session, wire, delivery, kept, standing).run().await;
         delivery.down();
         end
     }

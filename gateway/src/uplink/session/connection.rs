@@ -13,7 +13,10 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use tokio::sync::{oneshot, watch};
 
-use super::UplinkTask;
+use super::{
+    UplinkTask,
+    denied::{self, Denied},
+};
 use crate::{
     alarm::{AlarmState, State},
     clock::{Boots, Now},
@@ -107,6 +110,7 @@ enum Done {
     Answered { answer: Option<Answer>, topic: String, correlation: Option<Bytes>, receipt: Receipt },
     Declared { lane: Lane, position: u64, durable: bool },
     RolledBack,
+    ToldDenied(bool),
 }
 
 enum Wake {
@@ -115,6 +119,14 @@ enum Wake {
     Done(Done),
     Tick,
     Stop,
+}
+
+/// What is known beyond one connection.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    /// A link that breaks often does not make the hold longer.
+    center_away_since: Option<Now>,
+    denied: Denied,
 }
 
 pub(super) struct Connection<'a> {
@@ -143,8 +155,7 @@ pub(super) struct Connection<'a> {
     commands_out: usize,
     status_due: bool,
     status_said: Option<(Now, StatusKey)>,
-    /// Outlives the connection, so that a link that breaks often does not make the hold longer.
-    center_away_since: &'a mut Option<Now>,
+    kept: &'a mut Kept,
     alarms_standing: u64,
     /// Said once a connection.
     side_refused: bool,
@@ -157,7 +168,7 @@ struct StatusKey {
     epochs: [Epoch; 2],
 }
 
-const fn index(lane: Lane) -> usize {
+pub(super) const fn index(lane: Lane) -> usize {
     match lane {
         Lane::Alarm => 0,
         Lane::Telemetry => 1,
@@ -171,9 +182,10 @@ impl<'a> Connection<'a> {
         session: u64,
         wire: Wire,
         delivery: &'a mut Delivery,
-        center_away_since: &'a mut Option<Now>,
+        kept: &'a mut Kept,
         alarms_standing: u64,
     ) -> Self {
+        kept.denied.reconnect();
         Self {
             task,
             url,
@@ -198,7 +210,7 @@ impl<'a> Connection<'a> {
             commands_out: 0,
             status_due: false,
             status_said: None,
-            center_away_since,
+            kept,
             alarms_standing,
             side_refused: false,
         }
@@ -358,9 +370,9 @@ impl<'a> Connection<'a> {
             state: String,
         }
         let away = serde_json::from_slice::<Center>(payload).is_ok_and(|center| center.state == "offline");
-        if away != self.center_away_since.is_some() {
+        if away != self.kept.center_away_since.is_some() {
             tracing::info!(away, "the command center says whether it is there");
-            *self.center_away_since = away.then(|| self.task.clock.now());
+            self.kept.center_away_since = away.then(|| self.task.clock.now());
             self.delivery.set_hold(if away { Hold::AllButCritical } else { Hold::None });
         }
     }
@@ -413,6 +425,7 @@ impl<'a> Connection<'a> {
             Done::Declared { lane, position, durable: false } => self.delivery.forget(lane, position),
             Done::RolledBack if self.phase == Phase::RollingBack => self.phase = Phase::Beginning,
             Done::RolledBack => {}
+            Done::ToldDenied(denied) => self.kept.denied.told(denied),
         }
     }
 
@@ -432,6 +445,15 @@ impl<'a> Connection<'a> {
         let metrics = &self.task.metrics;
         if let Some((lane, since)) = self.sent_at.remove(&token) {
             metrics.uplink_puback_seconds.observe(now.since(since).as_secs_f64());
+            self.kept.denied.note(lane, verdict);
+            if let Some(denied) = self.kept.denied.tell() {
+                let (pipeline, reading) = (self.task.pipeline.clone(), denied::reading(denied, now));
+                self.pending.push(Box::pin(async move {
+                    // Without a pipeline the daemon is about to end.
+                    let _ = pipeline.send(Input::Readings(vec![reading])).await;
+                    Done::ToldDenied(denied)
+                }));
+            }
             if let Some(word) = refusal_word(verdict) {
                 metrics.uplink_refused.with_label_values(&[lane.as_str(), word]).inc();
             }
@@ -495,7 +517,7 @@ impl<'a> Connection<'a> {
             Phase::Draining { since } if now.since(since) >= DRAIN_MAX => self.leave(),
             _ => {}
         }
-        if self.center_away_since.is_some_and(|since| now.since(since) > HOLD_MAX) {
+        if self.kept.center_away_since.is_some_and(|since| now.since(since) > HOLD_MAX) {
             self.delivery.set_hold(Hold::None);
         }
         self.status_due |= self

@@ -109,7 +109,7 @@ impl Connection<'_> {
         let allowed = WINDOW.min(limits.receive_maximum.saturating_sub(1)).saturating_sub(SIDE_SLOTS).max(1);
         let live_from = self.heads[index(Lane::Telemetry)].borrow().next_position;
         self.delivery.up(usize::from(allowed), live_from);
-        self.delivery.set_hold(if self.center_away_since.is_some() { Hold::AllButCritical } else { Hold::None });
+        self.delivery.set_hold(if self.kept.center_away_since.is_some() { Hold::AllButCritical } else { Hold::None });
         self.phase = Phase::Delivering;
         Ok(())
     }
