@@ -33,6 +33,8 @@ pub struct Metrics {
     pub alarms: IntGaugeVec,
     /// `gardu_alarms_raised_10m`
     pub alarms_raised_10m: IntGauge,
+    /// `gardu_points_refused_total`: readings of points beyond the limit
+    pub points_refused: IntCounter,
     /// `gardu_outbox_records{lane}`
     pub outbox_records: IntGaugeVec,
     /// `gardu_outbox_bytes{lane}`
@@ -114,6 +116,11 @@ impl Metrics {
             alarm_transitions: counters("alarm_transitions_total", "Alarm transitions.", &["severity", "kind"]),
             alarms: gauges("alarms", "Alarms by state.", &["state"]),
             alarms_raised_10m: gauge("alarms_raised_10m", "Alarms raised in the last 10 minutes."),
+            points_refused: put(
+                r,
+                IntCounter::with_opts(opts("points_refused_total", "Readings of points beyond the limit."))
+                    .expect("valid name"),
+            ),
             outbox_records: gauges("outbox_records", "Records waiting for delivery.", &["lane"]),
             outbox_bytes: gauges("outbox_bytes", "Bytes of the records waiting.", &["lane"]),
             outbox_oldest_age_seconds: gauges("outbox_oldest_age_seconds", "Age of the oldest waiting.", &["lane"]),

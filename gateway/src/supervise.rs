@@ -240,3 +240,71 @@ impl Children {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn never() -> impl Future<Output = ()> {
+        std::future::pending()
+    }
+
+    /// A supervisor with one task that heeds shutdown.
+    fn with_a_patient_task() -> Supervisor {
+        let mut supervisor = Supervisor::new();
+        let shutdown = supervisor.shutdown();
+        supervisor.task("patient", async move {
+            shutdown.cancelled().await;
+            Ok(())
+        });
+        supervisor
+    }
+
+    #[tokio::test]
+    async fn a_stop_drains_every_task() {
+        with_a_patient_task().run(async {}, LONG).await.expect("it stops in peace");
+    }
+
+    #[tokio::test]
+    async fn a_task_that_ends_fails_or_panics_stops_the_others_and_is_named() {
+        let mut supervisor = with_a_patient_task();
+        supervisor.task("ends", async { Ok(()) });
+        assert_eq!(supervisor.run(never(), LONG).await.expect_err("it ended").to_string(), "ends: ended unexpectedly");
+
+        let mut supervisor = with_a_patient_task();
+        supervisor.thread("fails", || Err("the card is gone".into()));
+        let failure = supervisor.run(never(), LONG).await.expect_err("it failed");
+        assert_eq!(failure.to_string(), "fails: the card is gone");
+
+        let mut supervisor = with_a_patient_task();
+        supervisor.task("panics", async { panic!("a bug") });
+        let failure = supervisor.run(never(), LONG).await.expect_err("it panicked");
+        assert!(matches!(&failure, Failure::Panicked { task, .. } if &**task == "panics"), "{failure}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_does_not_stop_is_named_when_the_drain_is_over() {
+        let mut supervisor = with_a_patient_task();
+        supervisor.task("deaf", async {
+            never().await;
+            Ok(())
+        });
+        let failure = supervisor.run(async {}, LONG).await.expect_err("it is stuck");
+        assert_eq!(failure.to_string(), "deaf: did not stop within 60s");
+    }
+
+    #[test]
+    fn a_stage_without_progress_is_seen() {
+        let now = |mono_ms| crate::clock::Now { mono_ms, wall_ms: 0, trusted: false };
+        let clock = Clock::manual("boot", now(0));
+        let pulse = Pulse::new(clock.clone());
+        let (moving, still) = (pulse.stage("moving"), pulse.stage("still"));
+        clock.set(now(u64::try_from(STALLED_AFTER.as_millis()).expect("small") + 1));
+        moving.mark();
+        assert_eq!(pulse.stalled().map(|(stage, _)| stage).as_deref(), Some("still"));
+        still.mark();
+        assert_eq!(pulse.stalled(), None);
+    }
+}

@@ -319,3 +319,6 @@ fn answer(request: &Request, result: Result<Option<serde_json::Value>, Refusal>)
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,7 @@ use crate::{
     status::StatusBoard,
     store::{Store, StoreError},
     supervise::{BEAT_EVERY, Beat, TaskResult},
+    telemetry::POINTS_MAX,
 };
 
 /// How many inputs may wait for the pipeline. Full means the store is slower than the field: sources then wait, which
@@ -204,6 +205,12 @@ impl Pipeline {
         }
         let raised = i64::try_from(self.raised.count(now_ms)).expect("at most RAISED_MAX");
         self.metrics.alarms_raised_10m.set(raised);
+        if step.points_refused > 0 {
+            if self.metrics.points_refused.get() == 0 {
+                tracing::error!(limit = POINTS_MAX, "too many points: a further one is not kept; who invents names?");
+            }
+            self.metrics.points_refused.inc_by(step.points_refused);
+        }
         for (_, answer) in &step.answers {
             self.metrics.commands.with_label_values(&[&*answer.command, answer.result.as_str()]).inc();
         }
