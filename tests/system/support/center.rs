@@ -18,6 +18,7 @@ use super::{
     mqtt::{Connection, Login, Packet, Retain, Version},
     pause,
 };
+use crate::contract;
 
 /// A command that is not answered in this time was not delivered and is sent again (DESIGN.md §5.4).
 const RESEND_AFTER: Duration = Duration::from_secs(30);
@@ -175,8 +176,11 @@ impl Center {
 }
 
 impl Drop for Center {
+    /// Shown for a test that fails, and for all with `--no-capture`.
+    #[expect(clippy::print_stderr, reason = "how much the schemas were asked is a result")]
     fn drop(&mut self) {
         self.leave();
+        eprintln!("contract: {} payloads checked so far", contract::checked());
     }
 }
 
