@@ -1,6 +1,6 @@
 //! The daemon as systemd, a technician and the command center see it: starts, stops, exit codes, status.
 
-use std::{process::Output, time::Duration};
+use std::{fs, process::Output, time::Duration};
 
 use crate::support::{
     broker::Access,
@@ -148,4 +148,16 @@ fn a_second_daemon_on_the_same_store_is_refused() {
     assert!(said.contains(&outbox), "it does not say which store:\n{said}");
     assert!(park.gateway.runs(), "the first goes on");
     park.mark();
+}
+
+#[cfg(target_env = "gnu")]
+#[test]
+fn the_daemon_sets_its_allocator_and_stays_the_process_that_was_started() {
+    let mut park = Park::open(CABINET);
+    let environment = fs::read(format!("/proc/{}/environ", park.gateway.pid())).expect("it runs");
+    let environment: Vec<&[u8]> = environment.split(|byte| *byte == 0).collect();
+    for setting in ["MALLOC_MMAP_THRESHOLD_=131072", "MALLOC_ARENA_MAX=1"] {
+        assert!(environment.contains(&setting.as_bytes()), "{setting} is missing");
+    }
+    assert_eq!(park.stop()["state"], "offline");
 }

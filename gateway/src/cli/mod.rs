@@ -1,5 +1,6 @@
 //! The command line: one file a command, arguments in, text and exit code out.
 
+mod allocator;
 pub mod arguments;
 pub mod check;
 pub mod demo;
@@ -40,7 +41,10 @@ pub fn main(args: &[OsString]) -> ExitCode {
         }
     };
     match command {
-        What::Run => run::run(&config, asked),
+        What::Run => {
+            allocator::set(args);
+            run::run(&config, asked)
+        }
         What::Check(form) => check::run(&config, asked, form, |device| plan(device, Holes::Read).len()).into(),
         What::Status(form) => runtime().block_on(status::run(&config, asked, form)).into(),
         What::Demo(length) => demo(demo::Options { length, language: language(asked) }),
