@@ -4,7 +4,7 @@
 //! Why: glibc gives a large block back to the system at once, but raises what counts as large to the largest block ever
 //! freed. sled frees a buffer of half a MiB for every segment it fills, so that all later ones lie among small blocks
 //! and leave holes there that never go back. 1,000 points at 1 s with 500 changes a second were resident with 23.4 MiB
-//! as glibc comes, 14.1 MiB with the limit held and 12.6 MiB with one arena as well, all at the same processor time;
+//! as glibc comes, 14.1 MiB with the limit held and 12.9 MiB with one arena as well, all at the same processor time;
 //! under the same load mimalloc took 23 to 72 MiB and dlmalloc 46.
 
 use std::{env, ffi::OsString, os::unix::process::CommandExt as _, process::Command};
