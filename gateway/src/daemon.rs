@@ -13,7 +13,7 @@ use crate::{
     config::{Config, points::Points},
     http::{BindError, HttpTask, Names, View},
     metrics::Metrics,
-    notify::{Manager, WatchdogTask},
+    notify::{Manager, Summary, WatchdogTask},
     pipeline::{INPUT_QUEUE, Input, Pipeline, Raised, core::Core},
     record::Lane,
     source::{
@@ -91,6 +91,7 @@ impl Daemon {
             beat: handles.pulse.stage("pipeline"),
             raised: Raised::default(),
         };
+        pipeline.show_alarms();
         supervisor.task("pipeline", pipeline.run());
         let Handles { clock, metrics, pulse, shutdown } = &handles;
         let (clock, metrics, shutdown, beat) =
@@ -98,7 +99,11 @@ impl Daemon {
         let uplink = UplinkTask::new(&config, store, readings.clone(), clock, metrics, beat, shutdown, board.clone());
         supervisor.task("uplink", uplink.run());
         sources(config, &readings, &handles, &mut supervisor);
-        let watchdog = WatchdogTask { manager: manager.clone(), pulse: handles.pulse.clone() };
+        let summary = Summary(Box::new({
+            let board = board.clone();
+            move || board.summary()
+        }));
+        let watchdog = WatchdogTask { manager: manager.clone(), pulse: handles.pulse.clone(), summary };
         supervisor.task("watchdog", watchdog.run(handles.shutdown.clone()));
         board.set_ready();
         manager.ready();

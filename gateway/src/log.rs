@@ -1,8 +1,9 @@
-//! Where log lines go: to the journal with their fields when systemd runs us, else to the terminal.
+//! Where log lines go: to the journal when systemd runs us, else to the terminal; one event is one line, its fields in it
+//! as `key=value`.
 //!
 //! `GARDU_LOG` chooses what is logged: `debug`, or `warn,gardu::uplink=debug` (targets and levels). Words from outside
-//! (topics, device names, a broker's reasons) appear in fields: on a terminal their control characters are escaped, so
-//! that nobody can forge a line or steer the screen; the journal keeps each field whole.
+//! (topics, device names, a broker's reasons) appear in fields: their control characters are escaped, so
+//! that nobody can forge a line or steer the screen.
 
 use std::{
     env,
@@ -12,13 +13,14 @@ use std::{
     str::FromStr,
 };
 
-use tracing::{field::Field, level_filters::LevelFilter};
+use tracing::{Event, Level, Subscriber, field::Field, level_filters::LevelFilter};
 use tracing_subscriber::{
     Registry,
     field::MakeExt,
     filter::Targets,
-    fmt::{MakeWriter, format},
+    fmt::{FmtContext, MakeWriter, format},
     layer::{Layer, SubscriberExt},
+    registry::LookupSpan,
     util::SubscriberInitExt,
 };
 
@@ -39,17 +41,12 @@ pub fn init() {
         Ok(targets) => (targets, None),
         Err(reason) => (Targets::new().with_default(DEFAULT), Some(reason)),
     };
-    let to_journal = is_journal(env::var("JOURNAL_STREAM").ok().as_deref(), io::stderr());
-    match to_journal.then(tracing_journald::layer) {
-        Some(Ok(journal)) => {
-            let journal = journal.with_syslog_identifier("gardu".into());
-            Registry::default().with(journal.with_filter(targets)).init();
-        }
-        None | Some(Err(_)) => {
-            let plain = env::var_os("NO_COLOR").is_some_and(|set| !set.is_empty()) || !io::stderr().is_terminal();
-            let colour = if plain { Colour::Off } else { Colour::On };
-            Registry::default().with(lines(io::stderr, colour).with_filter(targets)).init();
-        }
+    if is_journal(env::var("JOURNAL_STREAM").ok().as_deref(), io::stderr()) {
+        Registry::default().with(journal(io::stderr).with_filter(targets)).init();
+    } else {
+        let plain = env::var_os("NO_COLOR").is_some_and(|set| !set.is_empty()) || !io::stderr().is_terminal();
+        let colour = if plain { Colour::Off } else { Colour::On };
+        Registry::default().with(lines(io::stderr, colour).with_filter(targets)).init();
     }
     if let Some(reason) = misspelt {
         tracing::warn!(%reason, wanted, "GARDU_LOG is not understood: write `debug`, or `warn,gardu::uplink=debug`");
@@ -68,6 +65,45 @@ fn targets(wanted: Option<&str>) -> Result<Targets, <Targets as FromStr>::Err> {
 fn is_journal(stream: Option<&str>, file: impl AsFd) -> bool {
     let Ok(stat) = rustix::fs::fstat(file) else { return false };
     stream.is_some_and(|stream| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
+/// One event, one line for the journal: it stamps the line itself, and takes the priority from its beginning.
+fn journal<W>(writer: W) -> impl Layer<Registry>
+where
+    W: for<'a> MakeWriter<'a> + 'static,
+{
+    tracing_subscriber::fmt::layer()
+        .with_writer(writer)
+        .with_ansi(false)
+        .fmt_fields(format::debug_fn(field).delimited(" "))
+        .event_format(JournalLine)
+}
+
+/// `<6>connected input=sensors attempts=0` (sd-daemon(3)). Fields stand in the line, where `journalctl` shows them; the
+/// journal's own protocol would keep them apart, and loses the unit of lines written right before the end.
+struct JournalLine;
+
+impl<S, N> format::FormatEvent<S, N> for JournalLine
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> format::FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: format::Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let priority = match *event.metadata().level() {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            Level::INFO => 6,
+            Level::DEBUG | Level::TRACE => 7,
+        };
+        write!(writer, "<{priority}>")?;
+        format::FormatFields::format_fields(context, writer.by_ref(), event)?;
+        writeln!(writer)
+    }
 }
 
 /// One event, one line.
@@ -127,9 +163,16 @@ mod tests {
 
     /// What stands on the screen after `log`.
     fn shown(colour: Colour, log: impl FnOnce()) -> String {
+        shown_by(|writer| lines(writer, colour), log)
+    }
+
+    fn shown_by<L: Layer<Registry> + Send + Sync>(
+        layer: impl FnOnce(Box<dyn Fn() -> Screen + Send + Sync>) -> L,
+        log: impl FnOnce(),
+    ) -> String {
         let screen = Screen::default();
         let writer = screen.clone();
-        tracing::subscriber::with_default(Registry::default().with(lines(move || writer.clone(), colour)), log);
+        tracing::subscriber::with_default(Registry::default().with(layer(Box::new(move || writer.clone()))), log);
         let bytes = screen.0.lock().expect("screen").clone();
         String::from_utf8(bytes).expect("text")
     }
@@ -144,6 +187,14 @@ mod tests {
         let coloured = shown(Colour::On, log);
         assert_eq!(coloured.lines().count(), 1, "{coloured:?}");
         assert!(coloured.contains('\x1b') && !coloured.contains("\x1b[2J"), "{coloured:?}");
+    }
+
+    #[test]
+    fn a_line_for_the_journal_says_why_and_how_bad() {
+        let why = "Address already in use\n<0>forged";
+        let said = shown_by(journal, || tracing::error!(reason = %why, "the daemon ends"));
+        assert_eq!(said, "<3>the daemon ends reason=Address already in use\\n<0>forged\n");
+        assert_eq!(shown_by(journal, || tracing::info!(session = 7, "uplink is up")), "<6>uplink is up session=7\n");
     }
 
     #[test]

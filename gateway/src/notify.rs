@@ -5,7 +5,7 @@
 //! go on marking their beats while they wait.
 
 use std::{
-    env, io,
+    env, fmt, io,
     os::{
         linux::net::SocketAddrExt,
         unix::net::{SocketAddr, UnixDatagram},
@@ -84,6 +84,17 @@ pub struct WatchdogTask {
     pub manager: Manager,
     /// Whom to watch.
     pub pulse: Pulse,
+    /// How we are, in a line for `systemctl status`; told when it changes.
+    pub summary: Summary,
+}
+
+/// Says how we are; an empty line says nothing.
+pub struct Summary(pub Box<dyn Fn() -> String + Send + Sync>);
+
+impl fmt::Debug for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Summary").field(&(self.0)()).finish()
+    }
 }
 
 impl WatchdogTask {
@@ -93,11 +104,16 @@ impl WatchdogTask {
         let asked = self.manager.0.as_ref().and_then(|manager| manager.watchdog);
         let mut tick = tokio::time::interval(asked.map_or(BEAT_EVERY, |limit| limit / 2));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut stuck = None;
+        let (mut stuck, mut said) = (None, String::new());
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 _ = tick.tick() => {}
+            }
+            let summary = (self.summary.0)();
+            if summary != said {
+                self.manager.status(&summary);
+                said = summary;
             }
             let stalled = self.pulse.stalled();
             match (&stuck, &stalled) {
@@ -173,7 +189,7 @@ mod tests {
         let (field, engine) = (pulse.stage("field"), pulse.stage("engine"));
         let manager = Manager::listening(path.as_os_str().as_encoded_bytes(), Some(Duration::from_secs(30)));
         let shutdown = Shutdown::new();
-        let task = WatchdogTask { manager: manager.expect("manager"), pulse };
+        let task = WatchdogTask { manager: manager.expect("manager"), pulse, summary: Summary(Box::new(String::new)) };
         let task = tokio::spawn(task.run(shutdown.clone()));
         // Four intervals of half the manager's limit, in the runtime's paused time.
         let minute = Duration::from_secs(60);

@@ -379,6 +379,18 @@ impl StatusBoard {
         self.lanes_of(&self.parts(), self.clock.now()).collect()
     }
 
+    /// How we are, in one line for `systemctl status`.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let parts = self.parts();
+        let uplink = parts.uplink.as_ref().map_or_else(String::new, |uplink| match &uplink.link {
+            Link::Connecting => format!("connecting to {}", uplink.url),
+            Link::Connected => format!("connected to {}", uplink.url),
+            Link::Waiting { reason, .. } => format!("not connected to {}: {reason}", uplink.url),
+        });
+        format!("{uplink}; {} alarms stand", parts.alarms.total)
+    }
+
     fn lanes_of<'a>(&'a self, parts: &'a Parts, now: Now) -> impl Iterator<Item = (Lane, LaneState)> + 'a {
         parts.heads.iter().map(move |(lane, head)| (*lane, self.lane(&head.borrow(), now)))
     }

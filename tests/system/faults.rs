@@ -52,6 +52,9 @@ fn every_state_survives_a_kill_and_the_restart_invents_nothing() {
     assert_eq!(states(&before), expected);
     for _ in 0..2 {
         park.restart();
+        let seen = park.gateway.run(&["status", "--json"]).stdout;
+        let seen: Value = serde_json::from_slice(&seen).expect("a running daemon says how it is");
+        assert_eq!(seen["alarms"]["total"], 4, "before anything changes: {seen}");
         for point in ["panel/door", "panel/temp", "panel/smoke", "panel/pump"] {
             park.wait_until_good(point);
         }

@@ -161,8 +161,12 @@ impl Pipeline {
     /// Makes a step durable, then tells those who wait for it.
     async fn carry_out(&mut self, step: Step, waiting: &mut Waiting) -> Result<(), StoreError> {
         self.count(&step);
+        let alarms_changed = !step.commit.alarms.is_empty();
         if !step.commit.is_empty() {
             self.store.commit(step.commit).await?;
+        }
+        if alarms_changed {
+            self.show_alarms();
         }
         // Whoever has gone meanwhile (a connection that ended) is told nothing.
         for publisher in step.after_commit {
@@ -214,13 +218,15 @@ impl Pipeline {
         for (_, answer) in &step.answers {
             self.metrics.commands.with_label_values(&[&*answer.command, answer.result.as_str()]).inc();
         }
-        if !step.commit.alarms.is_empty() {
-            self.board.set_alarms(self.core.alarms().filter(|s| s.configured).map(|s| &s.last));
-            for state in State::ALL {
-                let count = self.core.alarms().filter(|s| s.state() == state).count();
-                let count = i64::try_from(count).unwrap_or(i64::MAX);
-                self.metrics.alarms.with_label_values(&[state.as_str()]).set(count);
-            }
+    }
+
+    /// Puts every alarm where people and Prometheus see it; also before the first step, for those that stood.
+    pub fn show_alarms(&self) {
+        self.board.set_alarms(self.core.alarms().filter(|s| s.configured).map(|s| &s.last));
+        for state in State::ALL {
+            let count = self.core.alarms().filter(|s| s.state() == state).count();
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.metrics.alarms.with_label_values(&[state.as_str()]).set(count);
         }
     }
 }
