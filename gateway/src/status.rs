@@ -383,11 +383,14 @@ impl StatusBoard {
     #[must_use]
     pub fn summary(&self) -> String {
         let parts = self.parts();
-        let uplink = parts.uplink.as_ref().map_or_else(String::new, |uplink| match &uplink.link {
-            Link::Connecting => format!("connecting to {}", uplink.url),
-            Link::Connected => format!("connected to {}", uplink.url),
-            Link::Waiting { reason, .. } => format!("not connected to {}: {reason}", uplink.url),
-        });
+        let uplink = parts.uplink.as_ref().map_or_else(
+            || "starting".to_owned(),
+            |uplink| match &uplink.link {
+                Link::Connecting => format!("connecting to {}", uplink.url),
+                Link::Connected => format!("connected to {}", uplink.url),
+                Link::Waiting { reason, .. } => format!("not connected to {}: {reason}", uplink.url),
+            },
+        );
         format!("{uplink}; {} alarms stand", parts.alarms.total)
     }
 

@@ -110,7 +110,6 @@ enum Done {
     Answered { answer: Option<Answer>, topic: String, correlation: Option<Bytes>, receipt: Receipt },
     Declared { lane: Lane, position: u64, durable: bool },
     RolledBack,
-    ToldDenied(bool),
 }
 
 enum Wake {
@@ -185,7 +184,6 @@ impl<'a> Connection<'a> {
         kept: &'a mut Kept,
         alarms_standing: u64,
     ) -> Self {
-        kept.denied.reconnect();
         Self {
             task,
             url,
@@ -425,7 +423,6 @@ impl<'a> Connection<'a> {
             Done::Declared { lane, position, durable: false } => self.delivery.forget(lane, position),
             Done::RolledBack if self.phase == Phase::RollingBack => self.phase = Phase::Beginning,
             Done::RolledBack => {}
-            Done::ToldDenied(denied) => self.kept.denied.told(denied),
         }
     }
 
@@ -446,14 +443,6 @@ impl<'a> Connection<'a> {
         if let Some((lane, since)) = self.sent_at.remove(&token) {
             metrics.uplink_puback_seconds.observe(now.since(since).as_secs_f64());
             self.kept.denied.note(lane, verdict);
-            if let Some(denied) = self.kept.denied.tell() {
-                let (pipeline, reading) = (self.task.pipeline.clone(), denied::reading(denied, now));
-                self.pending.push(Box::pin(async move {
-                    // Without a pipeline the daemon is about to end.
-                    let _ = pipeline.send(Input::Readings(vec![reading])).await;
-                    Done::ToldDenied(denied)
-                }));
-            }
             if let Some(word) = refusal_word(verdict) {
                 metrics.uplink_refused.with_label_values(&[lane.as_str(), word]).inc();
             }
@@ -469,6 +458,16 @@ impl<'a> Connection<'a> {
             self.outcome(outcome);
         }
         metrics.uplink_in_flight.set(i64::try_from(self.delivery.in_flight()).unwrap_or(i64::MAX));
+        self.tell_denied(now);
+    }
+
+    /// Tells the pipeline whether we are denied a lane. A full queue is no reason to wait: the next tick tells.
+    fn tell_denied(&mut self, now: Now) {
+        if let Some(denied) = self.kept.denied.untold()
+            && self.task.pipeline.try_send(Input::Readings(vec![denied::reading(denied, now)])).is_ok()
+        {
+            self.kept.denied.told(denied);
+        }
     }
 
     fn outcome(&mut self, outcome: Outcome) {
@@ -511,6 +510,7 @@ impl<'a> Connection<'a> {
 
     fn tick(&mut self) -> Option<End> {
         let now = self.task.clock.now();
+        self.tell_denied(now);
         match self.phase {
             Phase::Subscribing { since } if now.since(since) > SUBSCRIBE_MAX => return Some(self.down(Down::Silent)),
             Phase::ReadingBack { since } if now.since(since) > READ_BACK_MAX => self.read_back_complete(),

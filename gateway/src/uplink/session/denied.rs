@@ -17,15 +17,9 @@ use crate::{
 pub(super) struct Denied {
     lanes: [Option<bool>; 2],
     told: Option<bool>,
-    telling: bool,
 }
 
 impl Denied {
-    /// A new connection begins: a word under way on the last one may not have arrived.
-    pub(super) const fn reconnect(&mut self) {
-        self.telling = false;
-    }
-
     /// A record's verdict came.
     pub(super) const fn note(&mut self, lane: Lane, verdict: Verdict) {
         match verdict {
@@ -35,17 +29,15 @@ impl Denied {
         }
     }
 
-    /// What the pipeline is to be told now; [`Denied::told`] follows when it was.
-    pub(super) fn tell(&mut self) -> Option<bool> {
+    /// What the pipeline is still to be told; [`Denied::told`] follows when it was.
+    pub(super) fn untold(&self) -> Option<bool> {
         let is = self.lanes.iter().flatten().copied().reduce(|a, b| a | b)?;
-        let due = !self.telling && self.told != Some(is);
-        self.telling |= due;
-        due.then_some(is)
+        (self.told != Some(is)).then_some(is)
     }
 
     /// The pipeline was told.
     pub(super) const fn told(&mut self, is: bool) {
-        (self.told, self.telling) = (Some(is), false);
+        self.told = Some(is);
     }
 }
 
@@ -60,18 +52,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_told_once_a_change_and_again_after_a_connection_that_broke() {
+    fn it_is_told_until_it_was_and_once_a_change() {
         let mut denied = Denied::default();
-        assert_eq!(denied.tell(), None, "nothing is known yet");
+        assert_eq!(denied.untold(), None, "nothing is known yet");
         denied.note(Lane::Telemetry, Verdict::NotAuthorised);
         denied.note(Lane::Alarm, Verdict::Accepted);
-        assert_eq!((denied.tell(), denied.tell()), (Some(true), None));
-        denied.reconnect();
-        assert_eq!(denied.tell(), Some(true));
+        assert_eq!((denied.untold(), denied.untold()), (Some(true), Some(true)));
         denied.told(true);
         denied.note(Lane::Telemetry, Verdict::Later(0x97));
-        assert_eq!(denied.tell(), None, "busy says nothing about rights");
+        assert_eq!(denied.untold(), None, "busy says nothing about rights");
         denied.note(Lane::Telemetry, Verdict::NoSubscriber);
-        assert_eq!(denied.tell(), Some(false));
+        assert_eq!(denied.untold(), Some(false));
     }
 }
