@@ -33,5 +33,5 @@ demo-sum-lost = Lost: { $count }
 demo-sum-declared = Declared lost by the gateway: { $count }
 demo-sum-waiting = Still kept by the gateway: { $count }
 demo-sum-duplicates = Arrived more than once: { $count }
-demo-sum-field = Field to command center (ms): p50 { $p50 }, p95 { $p95 }, p99 { $p99 }
-demo-sum-recorded = Record to command center (ms): p50 { $p50 }, p95 { $p95 }, p99 { $p99 }
+demo-sum-field = Field to command center, while connected (ms): p50 { $p50 }, p95 { $p95 }, p99 { $p99 }
+demo-sum-recorded = Record to command center, while connected (ms): p50 { $p50 }, p95 { $p95 }, p99 { $p99 }

@@ -33,5 +33,5 @@ demo-sum-lost = Hilang: { $count }
 demo-sum-declared = Dinyatakan hilang oleh gateway: { $count }
 demo-sum-waiting = Masih disimpan gateway: { $count }
 demo-sum-duplicates = Tiba lebih dari sekali: { $count }
-demo-sum-field = Lapangan sampai pusat kendali (ms): p50 { $p50 }, p95 { $p95 }, p99 { $p99 }
-demo-sum-recorded = Catatan sampai pusat kendali (ms): p50 { $p50 }, p95 { $p95 }, p99 { $p99 }
+demo-sum-field = Lapangan sampai pusat kendali, selama terhubung (ms): p50 { $p50 }, p95 { $p95 }, p99 { $p99 }
+demo-sum-recorded = Catatan sampai pusat kendali, selama terhubung (ms): p50 { $p50 }, p95 { $p95 }, p99 { $p99 }
