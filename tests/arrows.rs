@@ -25,7 +25,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("supervise", &["clock"]),
     ("text", &["alarm::Texts", "config::Language"]),
     ("config", &["alarm", "clock", "reading", "text"]),
-    ("wire", &["config"]),
+    ("wire", &["clock", "config"]),
     // The way of a reading.
     ("source", &["backoff", "clock", "config", "metrics", "pipeline::Input", "reading", "supervise"]),
     ("source::mqtt", &["backoff", "clock", "config", "metrics", "pipeline::Input", "reading", "supervise", "wire"]),

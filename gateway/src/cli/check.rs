@@ -159,6 +159,8 @@ impl Plan {
 fn url(link: &Link) -> String {
     match link {
         Link::Tcp { host, port } => format!("tcp://{host}:{port}"),
+        Link::Rtu { path, .. } => format!("rtu://{}", path.display()),
+        Link::RtuOverTcp { host, port, .. } => format!("rtu+tcp://{host}:{port}"),
     }
 }
 

@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    BrokerUrl, CommandCenter, DeliveredWhen, Gateway, Http, Language, Location, MqttVersion, Outbox, Report, Telemetry,
+    BrokerUrl, CommandCenter, DeliveredWhen, Gateway, Http, Language, Location, MqttVersion, Outbox, Report, Scheme,
+    Telemetry, TlsFiles,
     document::{Node, Section},
     files,
     names::clash,
@@ -95,6 +96,7 @@ pub(super) fn command_center(document: &Document<'_>, secrets: Secrets<'_>) -> O
         version,
         delivered_when,
         login,
+        tls: TlsFiles::default(),
         keep_alive,
         topic_prefix,
         hold_when_center_offline,
@@ -119,7 +121,7 @@ pub(super) fn keep_alive(section: &Section<'_>) -> Duration {
 /// `mqtt://host[:port]`.
 pub(super) fn broker_url(node: Node<'_>) -> Option<BrokerUrl> {
     let (host, port) = url(node, "mqtt", 1883, &["mqtts"], "mqtt://127.0.0.1:1883")?;
-    Some(BrokerUrl { host, port })
+    Some(BrokerUrl { scheme: Scheme::Mqtt, host, port })
 }
 
 /// Host and port of a URL; a text with a login in it is not repeated.

@@ -92,9 +92,20 @@ pub enum MqttVersion {
     V311,
 }
 
+/// What lies between MQTT and TCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// Nothing: `mqtt://`.
+    Mqtt,
+    /// TLS: `mqtts://`.
+    Mqtts,
+}
+
 /// The address of a broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BrokerUrl {
+    /// With or without TLS.
+    pub scheme: Scheme,
     /// Name or address; IPv6 in brackets, so that `{host}:{port}` resolves.
     pub host: String,
     /// TCP port.
@@ -103,8 +114,30 @@ pub struct BrokerUrl {
 
 impl std::fmt::Display for BrokerUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "mqtt://{}:{}", self.host, self.port)
+        let scheme = match self.scheme {
+            Scheme::Mqtt => "mqtt",
+            Scheme::Mqtts => "mqtts",
+        };
+        write!(f, "{scheme}://{}:{}", self.host, self.port)
     }
+}
+
+/// Files by which the two ends of a TLS connection know each other; read anew for every connection.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// PEM certificates of the authorities that may vouch for the broker; none: those the system trusts.
+    pub ca: Option<PathBuf>,
+    /// How we prove who we are, if the broker wants to know.
+    pub client: Option<ClientCertificate>,
+}
+
+/// A certificate of our own (mutual TLS).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// PEM chain, our own first.
+    pub cert: PathBuf,
+    /// PEM private key.
+    pub key: PathBuf,
 }
 
 /// User name and password for a broker.
@@ -145,7 +178,9 @@ pub struct CommandCenter {
     pub delivered_when: DeliveredWhen,
     /// Login, if the broker wants one.
     pub login: Option<Login>,
-    /// MQTT keep alive; at least 5 s.
+    /// For URLs with TLS.
+    pub tls: TlsFiles,
+    /// MQTT keep alive; at least 10 s.
     pub keep_alive: Duration,
     /// First part of every topic, without slashes at its ends.
     pub topic_prefix: String,
@@ -192,6 +227,44 @@ pub enum Link {
         /// TCP port, 502 unless given.
         port: u16,
     },
+    /// Modbus RTU on a serial port.
+    Rtu {
+        /// Device node; `/dev/serial/by-id/…` stays the same whatever is plugged in first.
+        path: PathBuf,
+        /// How bytes are sent.
+        line: SerialLine,
+    },
+    /// Modbus RTU frames through a TCP converter, which has the serial port.
+    RtuOverTcp {
+        /// Name or address; IPv6 in brackets.
+        host: String,
+        /// TCP port.
+        port: u16,
+        /// How the converter sends bytes on its wire: what a frame's time is computed from.
+        line: SerialLine,
+    },
+}
+
+/// How bytes are sent on a serial line; always 8 data bits (Modbus over Serial Line 1.02 §2.5.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SerialLine {
+    /// Bits a second.
+    pub baud: u32,
+    /// Parity bit.
+    pub parity: Parity,
+    /// Stop bits, 1 or 2.
+    pub stop_bits: u8,
+}
+
+/// The parity bit of a byte on a serial line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parity {
+    /// None.
+    None,
+    /// Even, what the standard asks for.
+    Even,
+    /// Odd.
+    Odd,
 }
 
 /// One unit on a bus.
@@ -330,6 +403,8 @@ pub enum Endpoint {
         version: MqttVersion,
         /// Login.
         login: Option<Login>,
+        /// For a URL with TLS.
+        tls: TlsFiles,
         /// MQTT keep alive.
         keep_alive: Duration,
     },

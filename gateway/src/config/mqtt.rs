@@ -3,7 +3,7 @@
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
 use super::{
-    Endpoint, MqttInput, PointTemplate, Report, Subscription, TemplateSegment, TopicLevel,
+    Endpoint, MqttInput, PointTemplate, Report, Subscription, TemplateSegment, TlsFiles, TopicLevel,
     center::{self, Listeners},
     document::{Node, Section},
     files,
@@ -74,7 +74,13 @@ fn endpoint(section: &Section<'_>, listeners: &mut Listeners, secrets: Secrets<'
     match (section.get("url"), section.get("listen")) {
         (Some(url), None) => {
             let (version, keep_alive) = (center::protocol(section), center::keep_alive(section));
-            Some(Endpoint::Broker { url: center::broker_url(url)?, version, login, keep_alive })
+            Some(Endpoint::Broker {
+                url: center::broker_url(url)?,
+                version,
+                login,
+                tls: TlsFiles::default(),
+                keep_alive,
+            })
         }
         (None, Some(listen)) => {
             for key in ["protocol", "keep_alive"] {

@@ -145,6 +145,8 @@ impl UplinkTask {
             version: self.center.version,
             client_id: self.about.gateway.to_string(),
             login: self.center.login.clone(),
+            tls: self.center.tls.clone(),
+            clock: self.clock.clone(),
             keep_alive: self.center.keep_alive,
             session_expiry: Duration::ZERO,
             will: Some(Will { topic: will.topic, payload: will.payload, retain: Retain::Yes, delay: WILL_DELAY }),

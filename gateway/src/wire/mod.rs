@@ -28,7 +28,10 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use tokio::time::Sleep;
 
-use crate::config::{BrokerUrl, Login, MqttVersion};
+use crate::{
+    clock::Clock,
+    config::{BrokerUrl, Login, MqttVersion, TlsFiles},
+};
 
 /// How to connect.
 #[derive(Debug, Clone)]
@@ -41,6 +44,10 @@ pub struct Settings {
     pub client_id: String,
     /// Login.
     pub login: Option<Login>,
+    /// For a URL with TLS: read for each connection, so that a changed file counts from the next one on.
+    pub tls: TlsFiles,
+    /// What a certificate's dates are held against.
+    pub clock: Clock,
     /// Keep alive.
     pub keep_alive: Duration,
     /// How long the broker keeps the session after the connection ended; zero is a clean session.

@@ -12,10 +12,12 @@ const CONNACK_311: &[u8] = &[0x20, 2, 0, 0];
 
 fn settings(port: u16, version: MqttVersion) -> Settings {
     Settings {
-        url: BrokerUrl { host: "127.0.0.1".into(), port },
+        url: BrokerUrl { scheme: crate::config::Scheme::Mqtt, host: "127.0.0.1".into(), port },
         version,
         client_id: "taman-01".into(),
         login: None,
+        tls: TlsFiles::default(),
+        clock: Clock::system(),
         keep_alive: Duration::from_secs(10),
         session_expiry: Duration::ZERO,
         will: None,

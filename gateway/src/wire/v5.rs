@@ -163,6 +163,7 @@ fn down(error: ConnectionError, peer: &Peer) -> Down {
             other => Down::Protocol(other.to_string().into()),
         },
         ConnectionError::NotConnAck(_) => Down::Protocol("the first packet is not CONNACK".into()),
+        ConnectionError::Tls(error) => Down::Unreachable(error.to_string().into()),
         ConnectionError::RequestsDone => Down::Closed,
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     clock::{Clock, rfc3339},
-    config::{BrokerUrl, MqttVersion},
+    config::{BrokerUrl, MqttVersion, Scheme, TlsFiles},
     supervise::Shutdown,
     wire::{Event, Publish, Retain, Settings, Wire},
 };
@@ -48,10 +48,12 @@ impl Camera {
     #[must_use]
     pub fn new(name: &'static str, zone: &'static str, gateway: SocketAddr, clock: Clock) -> Self {
         let settings = Settings {
-            url: BrokerUrl { host: gateway.ip().to_string(), port: gateway.port() },
+            url: BrokerUrl { scheme: Scheme::Mqtt, host: gateway.ip().to_string(), port: gateway.port() },
             version: MqttVersion::V311,
             client_id: name.into(),
             login: None,
+            tls: TlsFiles::default(),
+            clock: clock.clone(),
             keep_alive: Duration::from_secs(30),
             session_expiry: Duration::ZERO,
             will: None,

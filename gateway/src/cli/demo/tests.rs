@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use super::{paper::tests::Printed, *};
 use crate::{
     alarm::{Kind, Severity},
-    config::{BrokerUrl, MqttVersion},
+    config::{BrokerUrl, MqttVersion, Scheme, TlsFiles},
     source::mqtt::listener,
     text::exists,
     wire::{Event, Message, Publish, Retain, Settings, Wire},
@@ -54,10 +54,12 @@ impl Gateway {
     /// Connects, as often as needed, and subscribes.
     async fn connect(address: SocketAddr, root: &'static str) -> Self {
         let settings = Settings {
-            url: BrokerUrl { host: address.ip().to_string(), port: address.port() },
+            url: BrokerUrl { scheme: Scheme::Mqtt, host: address.ip().to_string(), port: address.port() },
             version: MqttVersion::V5,
             client_id: "gateway".into(),
             login: None,
+            tls: TlsFiles::default(),
+            clock: Clock::system(),
             keep_alive: Duration::from_secs(30),
             session_expiry: Duration::ZERO,
             will: None,

@@ -94,11 +94,7 @@ impl Wire {
         while self.open.is_none() && self.retry_at_ms <= give_up_at_ms {
             let wait_ms = self.retry_at_ms.saturating_sub(self.clock.now().mono_ms);
             tokio::time::sleep(Duration::from_millis(wait_ms)).await;
-            let Link::Tcp { host, port } = &self.link;
-            match timeout(CONNECT_MAX, open_tcp(host, *port))
-                .await
-                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-            {
+            match timeout(CONNECT_MAX, open(&self.link)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                 Ok(context) => {
                     self.metrics.modbus_connects.with_label_values(&[self.bus.as_str()]).inc();
                     if self.failures > 0 {
@@ -110,7 +106,7 @@ impl Wire {
                 }
                 Err(error) => {
                     if self.failures == 0 {
-                        tracing::warn!(bus = %self.bus, host, port, %error, "the bus cannot be reached");
+                        tracing::warn!(bus = %self.bus, link = ?self.link, %error, "the bus cannot be reached");
                     }
                     let pause = self.backoff.after(Duration::ZERO, Pace::Near, Jitter::random());
                     let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
@@ -119,6 +115,13 @@ impl Wire {
                 }
             }
         }
+    }
+}
+
+async fn open(link: &Link) -> io::Result<Context> {
+    match link {
+        Link::Tcp { host, port } => open_tcp(host, *port).await,
+        Link::Rtu { .. } | Link::RtuOverTcp { .. } => Err(io::ErrorKind::Unsupported.into()),
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     backoff::{Backoff, Jitter, Pace},
     clock::{Clock, Now},
-    config::{BrokerUrl, Login, MqttVersion},
+    config::{BrokerUrl, Login, MqttVersion, TlsFiles},
     pipeline::Input,
     reading::Segment,
     supervise::TaskResult,
@@ -56,6 +56,8 @@ pub struct Broker {
     pub version: MqttVersion,
     /// Login.
     pub login: Option<Login>,
+    /// For a URL with TLS.
+    pub tls: TlsFiles,
     /// MQTT keep alive.
     pub keep_alive: Duration,
 }
@@ -90,6 +92,8 @@ impl ClientTask {
             // Stable, so that the broker knows us again; of this gateway and input, so that it is nobody else's.
             client_id: format!("gardu-{gateway}-{input}"),
             login: broker.login,
+            tls: broker.tls,
+            clock: clock.clone(),
             keep_alive: broker.keep_alive,
             session_expiry: SESSION_EXPIRY,
             will: None,
@@ -254,8 +258,13 @@ mod tests {
             let clock = Clock::system();
             let (intake, outlet, mut inputs) = input(&clock);
             let shutdown = outlet.shutdown.clone();
-            let url = BrokerUrl { host: "127.0.0.1".into(), port: broker.address.port() };
-            let settings = Broker { url, version, login: None, keep_alive: Duration::from_secs(60) };
+            let url = BrokerUrl {
+                scheme: crate::config::Scheme::Mqtt,
+                host: "127.0.0.1".into(),
+                port: broker.address.port(),
+            };
+            let settings =
+                Broker { url, version, login: None, tls: TlsFiles::default(), keep_alive: Duration::from_secs(60) };
             let gateway = Segment::parse("taman").expect("a name");
             let task = tokio::spawn(ClientTask::new(&gateway, settings, intake, outlet, clock).run());
 

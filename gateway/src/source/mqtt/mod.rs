@@ -48,8 +48,8 @@ pub async fn run(
 ) -> TaskResult {
     let intake = Intake::new(input.name, input.subscriptions, devices, &metrics, clock.now());
     match input.endpoint {
-        Endpoint::Broker { url, version, login, keep_alive } => {
-            let broker = Broker { url, version, login, keep_alive };
+        Endpoint::Broker { url, version, login, tls, keep_alive } => {
+            let broker = Broker { url, version, login, tls, keep_alive };
             ClientTask::new(&gateway, broker, intake, outlet, clock).run().await
         }
         Endpoint::Listen { address, login } => ListenTask::new(address, login, intake, outlet, clock).run().await,
