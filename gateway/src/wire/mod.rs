@@ -10,6 +10,7 @@
 
 #[cfg(test)]
 mod tests;
+pub mod tls;
 mod v4;
 mod v5;
 
@@ -28,6 +29,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use tokio::time::Sleep;
 
+use self::tls::TlsFault;
 use crate::{
     clock::Clock,
     config::{BrokerUrl, Login, MqttVersion, TlsFiles},
@@ -203,6 +205,9 @@ pub enum Down {
     /// The peer broke the protocol or sent a packet above our limit.
     #[error("protocol error: {0}")]
     Protocol(Arc<str>),
+    /// No TLS with this peer.
+    #[error(transparent)]
+    Tls(#[from] TlsFault),
 }
 
 impl Down {
@@ -218,6 +223,22 @@ impl Down {
             Self::Closed => "closed",
             Self::Silent => "silent",
             Self::Protocol(_) => "protocol",
+            Self::Tls(fault) => fault.word(),
+        }
+    }
+
+    /// Whether it stays until a person changes something here or at the broker: its owner tries again slowly.
+    #[must_use]
+    pub const fn needs_person(&self) -> bool {
+        match self {
+            Self::LoginRefused | Self::TakenOver => true,
+            Self::Tls(fault) => fault.needs_person(),
+            Self::Dns(_)
+            | Self::Unreachable(_)
+            | Self::Refused(_)
+            | Self::Closed
+            | Self::Silent
+            | Self::Protocol(_) => false,
         }
     }
 }
