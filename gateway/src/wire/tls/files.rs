@@ -11,7 +11,17 @@ use std::{
     sync::Arc,
 };
 
-use crate::config::TlsFiles;
+use rustls::{
+    RootCertStore,
+    crypto::CryptoProvider,
+    pki_types::{
+        CertificateDer, PrivateKeyDer,
+        pem::{self, PemObject as _},
+    },
+    sign::CertifiedKey,
+};
+
+use crate::config::{ClientCertificate, TlsFiles};
 
 /// The bundle of a whole system has about 220 KiB.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -75,6 +85,72 @@ impl Fingerprint {
         }
         Self(hasher.finish())
     }
+}
+
+/// Those who may vouch for the broker.
+pub(super) fn authorities(files: &TlsFiles) -> Result<RootCertStore, FilesFault> {
+    let mut store = RootCertStore::empty();
+    if let Some(path) = &files.ca {
+        for certificate in certificates(path)? {
+            store.add(certificate).map_err(|e| FilesFault::Certificate { path: path.clone(), reason: said(&e) })?;
+        }
+    } else {
+        // A system may have some that cannot be read; the others count.
+        store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if store.is_empty() {
+            return Err(FilesFault::NoAuthorities);
+        }
+    }
+    Ok(store)
+}
+
+/// What we prove by who we are.
+pub(super) fn certified_key(
+    files: &TlsFiles,
+    provider: &CryptoProvider,
+) -> Result<Option<Arc<CertifiedKey>>, FilesFault> {
+    let Some(ClientCertificate { cert, key }) = &files.client else { return Ok(None) };
+    let chain = certificates(cert)?;
+    let unusable = |reason| FilesFault::Key { path: key.clone(), reason };
+    let pem = contents(key)?;
+    let private_key = PrivateKeyDer::from_pem_slice(&pem).map_err(|e| {
+        let encrypted = pem.windows(9).any(|window| window == b"ENCRYPTED"); // PKCS #8's label, RFC 1421's header
+        unusable(if encrypted { "the key is encrypted".into() } else { unparsed(&e, "no private key") })
+    })?;
+    match CertifiedKey::from_der(chain, private_key, provider) {
+        Ok(certified_key) => Ok(Some(Arc::new(certified_key))),
+        Err(rustls::Error::InconsistentKeys(_)) => Err(FilesFault::Mismatch { cert: cert.clone(), key: key.clone() }),
+        Err(e @ rustls::Error::InvalidCertificate(_)) => {
+            Err(FilesFault::Certificate { path: cert.clone(), reason: said(&e) })
+        }
+        Err(e) => Err(unusable(said(&e))),
+    }
+}
+
+/// The certificates in a file, at least one.
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, FilesFault> {
+    let unusable = |reason| FilesFault::Certificate { path: path.to_owned(), reason };
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&contents(path)?).collect();
+    match found {
+        Ok(certificates) if certificates.is_empty() => Err(unusable("no certificate".into())),
+        Ok(certificates) => Ok(certificates),
+        Err(e) => Err(unusable(unparsed(&e, "no certificate"))),
+    }
+}
+
+fn unparsed(error: &pem::Error, nothing: &str) -> Arc<str> {
+    match error {
+        pem::Error::NoItemsFound => nothing.into(),
+        other => said(other),
+    }
+}
+
+fn said(error: &impl ToString) -> Arc<str> {
+    error.to_string().into()
+}
+
+fn contents(path: &Path) -> Result<Vec<u8>, FilesFault> {
+    read(path).map_err(|e| FilesFault::Unreadable { path: path.to_owned(), reason: said(&e) })
 }
 
 /// A regular file's bytes.
