@@ -18,6 +18,7 @@ pub mod decode;
 pub mod link;
 pub mod plan;
 pub mod poll;
+pub mod rtu;
 pub mod schedule;
 #[cfg(test)]
 mod tests;
