@@ -21,8 +21,10 @@ pub mod poll;
 pub mod schedule;
 #[cfg(test)]
 mod tests;
+pub mod timing;
 
 pub use self::{
     bus::BusTask,
     plan::{Holes, Request, plan},
+    timing::Medium,
 };
