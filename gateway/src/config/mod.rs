@@ -256,6 +256,18 @@ pub struct SerialLine {
     pub stop_bits: u8,
 }
 
+impl std::fmt::Display for SerialLine {
+    /// As printed on devices: `9600 8N1`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let parity = match self.parity {
+            Parity::None => 'N',
+            Parity::Even => 'E',
+            Parity::Odd => 'O',
+        };
+        write!(f, "{} 8{parity}{}", self.baud, self.stop_bits)
+    }
+}
+
 /// The parity bit of a byte on a serial line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parity {

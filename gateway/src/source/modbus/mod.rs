@@ -22,8 +22,10 @@ pub mod rtu;
 pub mod schedule;
 #[cfg(test)]
 mod tests;
+pub mod timing;
 
 pub use self::{
     bus::BusTask,
     plan::{Holes, Request, plan},
+    timing::Medium,
 };
