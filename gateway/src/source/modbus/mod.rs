@@ -15,9 +15,11 @@
 
 pub mod bus;
 pub mod decode;
+pub mod line;
 pub mod link;
 pub mod plan;
 pub mod poll;
+pub mod port;
 pub mod rtu;
 pub mod schedule;
 #[cfg(test)]

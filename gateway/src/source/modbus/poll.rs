@@ -19,6 +19,10 @@ use crate::{
 
 /// Modbus exception 2: the device has no such address (Modbus Application Protocol 1.1b3 §7).
 const ILLEGAL_DATA_ADDRESS: u8 = 2;
+/// A converter cannot reach the unit's line (ibidem).
+const GATEWAY_PATH_UNAVAILABLE: u8 = 0x0A;
+/// A converter had no answer from the unit (ibidem).
+const GATEWAY_TARGET_SILENT: u8 = 0x0B;
 
 /// Why a request has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,9 +39,26 @@ pub enum Trouble {
     Broken,
     /// There is no connection.
     NoLink,
+    /// The line is never silent, so nobody can be asked.
+    Babble,
 }
 
 impl Trouble {
+    /// What an exception says.
+    #[must_use]
+    pub const fn refusal(code: u8) -> Self {
+        match code {
+            GATEWAY_PATH_UNAVAILABLE | GATEWAY_TARGET_SILENT => Self::Unreachable,
+            code => Self::Refused(code),
+        }
+    }
+
+    /// Whether it is the bus's and says nothing about the device that was to be asked.
+    #[must_use]
+    pub const fn is_of_the_bus(self) -> bool {
+        matches!(self, Self::NoLink | Self::Babble)
+    }
+
     /// What the points' readings say.
     #[must_use]
     pub const fn reason(self) -> Reason {
@@ -45,7 +66,7 @@ impl Trouble {
             Self::Refused(_) => Reason::Exception,
             Self::Timeout | Self::Unreachable => Reason::Timeout,
             Self::Malformed => Reason::Malformed,
-            Self::Broken | Self::NoLink => Reason::LinkDown,
+            Self::Broken | Self::NoLink | Self::Babble => Reason::LinkDown,
         }
     }
 }
@@ -193,7 +214,7 @@ impl Poller {
             }
             Err(trouble) => {
                 self.bad(&request.points, trouble.reason(), now);
-                if !self.poll.answered || trouble == Trouble::NoLink {
+                if !self.poll.answered || trouble.is_of_the_bus() {
                     self.poll.asked += 1;
                     return Step::Over(self.give_up(trouble, now));
                 }

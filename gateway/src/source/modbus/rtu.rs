@@ -15,7 +15,7 @@
 
 use crc::{CRC_16_MODBUS, Crc};
 
-use super::{decode::Answer, plan::Request};
+use super::{decode::Answer, plan::Request, timing::EXCEPTION_BYTES};
 use crate::config::Table;
 
 const CHECKSUM: Crc<u16> = Crc::<u16>::new(&CRC_16_MODBUS);
@@ -111,16 +111,15 @@ enum Found<'a> {
 
 fn frame<'a>(unit: u8, request: &Request, bytes: &'a [u8]) -> Found<'a> {
     let function = function(request.table);
-    let data = data_len(request);
     let length = match *bytes {
         [] => return Found::Part,
         [from, ..] if from != unit => return Found::Other(Fault::Unit),
         [_] => return Found::Part,
-        [_, code, ..] if code == function | EXCEPTION => 5,
+        [_, code, ..] if code == function | EXCEPTION => usize::from(EXCEPTION_BYTES),
         [_, code, ..] if code != function => return Found::Other(Fault::Function),
         [_, _] => return Found::Part,
-        [_, _, count, ..] if usize::from(count) != data => return Found::Other(Fault::Length),
-        [_, _, _, ..] => 5 + data,
+        [_, _, count, ..] if u16::from(count) != request.data_bytes() => return Found::Other(Fault::Length),
+        [_, _, _, ..] => usize::from(request.answer_bytes()),
     };
     bytes.get(..length).map_or(Found::Part, Found::Whole)
 }
@@ -157,15 +156,6 @@ const fn function(table: Table) -> u8 {
     }
 }
 
-/// Bytes of data in the answer.
-fn data_len(request: &Request) -> usize {
-    let count = usize::from(request.count);
-    match request.table {
-        Table::Coil | Table::Discrete => count.div_ceil(8),
-        Table::Holding | Table::Input => 2 * count,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -182,7 +172,7 @@ mod tests {
 
     /// The answer of a device whose every byte of data says where it stands.
     fn valid(unit: u8, request: &Request) -> Vec<u8> {
-        let length = u8::try_from(data_len(request)).expect("within the limits");
+        let length = u8::try_from(request.data_bytes()).expect("within the limits");
         let data = (0..length).map(|n| n.wrapping_mul(37).wrapping_add(11));
         sealed(&[unit, function(request.table), length].into_iter().chain(data).collect::<Vec<u8>>())
     }
