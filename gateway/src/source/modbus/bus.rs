@@ -11,6 +11,7 @@ use super::{
     link::Wire,
     poll::{News, Poller, Report, Step, Trouble},
     schedule::{End, Schedule, Turn},
+    timing::Medium,
 };
 use crate::{
     clock::Clock,
@@ -52,10 +53,11 @@ impl BusTask {
             // A series that exists from the start can be seen not to grow.
             metrics.readings.with_label_values(&[device.name.as_str()]);
         }
+        let medium = Medium::of(&bus.link);
         Self {
             wire: Wire::new(bus.clone(), clock.clone(), metrics.clone()),
             schedule: Schedule::new(bus.devices.iter().map(|device| device.poll), clock.now().mono_ms),
-            pollers: bus.devices.into_iter().map(Poller::new).collect(),
+            pollers: bus.devices.into_iter().map(|device| Poller::new(device, medium)).collect(),
             bus: bus.name,
             clock,
             metrics,

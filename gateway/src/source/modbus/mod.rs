@@ -4,7 +4,7 @@
 //! discrete inputs, holding and input registers); an **exception** is its refusal of one request. A **poll** asks a
 //! device for all of its points, in the requests of its **plan**.
 //!
-//! The way of a poll: [`plan`] (which requests) → [`schedule`] (whose turn) → [`link`] (one request, one answer) →
+//! The way of a poll: [`plan`] and [`shape`] (which requests, by the [`timing`] of the wire) → [`schedule`] (whose turn) → [`link`] (one request, one answer) →
 //! [`decode`] (words to values) → [`poll`] (what it says about the device) → the pipeline. Only [`bus`] and [`link`]
 //! do I/O; the others are plain functions.
 //!
@@ -22,12 +22,13 @@ pub mod poll;
 pub mod port;
 pub mod rtu;
 pub mod schedule;
+mod shape;
 #[cfg(test)]
 mod tests;
 pub mod timing;
 
 pub use self::{
     bus::BusTask,
-    plan::{Holes, Request, plan},
+    plan::{Request, plan},
     timing::Medium,
 };

@@ -9,7 +9,8 @@
 
 use super::{
     decode::{Answer, decode},
-    plan::{Holes, Request, plan, without_holes},
+    plan::{Request, plan, without_holes},
+    timing::Medium,
 };
 use crate::{
     clock::Now,
@@ -159,13 +160,13 @@ pub struct Report {
 }
 
 impl Poller {
-    /// Nothing is known of the device yet.
+    /// Nothing is known of the device yet. Its requests are planned for the medium it is on.
     #[must_use]
-    pub fn new(device: Device) -> Self {
+    pub fn new(device: Device, medium: Medium) -> Self {
         let name = Segment::parse("communication").expect("a segment");
         Self {
             communication: PointId::of(&device.name, &name),
-            requests: plan(&device, Holes::Read),
+            requests: plan(&device, medium),
             first: 0,
             said: vec![None; device.points.len()],
             silent: None,
@@ -317,7 +318,7 @@ mod tests {
     /// A device with registers 0 and 1, and far away 200: two requests, the first without holes.
     fn poller() -> Poller {
         let at = |address| point(Table::Holding, address, Type::U16);
-        Poller::new(device(1, vec![at(0), at(1), at(200)]))
+        Poller::new(device(1, vec![at(0), at(1), at(200)]), Medium::Tcp)
     }
 
     fn answer(count: u16) -> Result<Answer, Trouble> {
@@ -398,7 +399,7 @@ mod tests {
     #[test]
     fn holes_the_device_refuses_are_left_out_at_once_and_for_good() {
         let at = |address| point(Table::Holding, address, Type::U16);
-        let mut p = Poller::new(device(1, vec![at(0), at(9), at(200)]));
+        let mut p = Poller::new(device(1, vec![at(0), at(9), at(200)]), Medium::Tcp);
         assert_eq!(p.request().map(|r| r.count), Some(10));
         // The poll begins with the last request, so that the plan grows before it.
         poll(&mut p, &[Err(Trouble::Timeout)]);
