@@ -382,9 +382,11 @@ mod tests {
 
     #[test]
     fn a_link_that_goes_down_in_the_middle_makes_the_rest_bad() {
-        let mut p = poller();
-        let said = poll(&mut p, &[answer(2), Err(Trouble::NoLink)]);
-        assert_eq!(said, "holding-0=0 holding-1=1 holding-200!link-down communication=false");
+        for trouble in [Trouble::NoLink, Trouble::Babble] {
+            let mut p = poller();
+            let said = poll(&mut p, &[answer(2), Err(trouble)]);
+            assert_eq!(said, "holding-0=0 holding-1=1 holding-200!link-down communication=false");
+        }
     }
 
     #[test]

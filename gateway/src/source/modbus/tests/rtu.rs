@@ -155,6 +155,32 @@ async fn in_stopped_time_the_table_is_exact() {
     }
 }
 
+/// Faults at random, half of all requests, one upon the other; again nothing but the address tells requests apart.
+async fn reads_among_faults(reads: u16, quarantine: Quarantine) -> Tally {
+    let (wire, slave, mut chance) = (serial(19_200), Slave::default(), fastrand::Rng::with_seed(9_600));
+    let (master, slave_end) = duplex(512);
+    tokio::spawn(slave.clone().serve(slave_end, wire));
+    let (mut line, mut tally) = (line(master, wire, &Metrics::new()), Tally::default());
+    line.quarantine = quarantine;
+    for address in 0..reads {
+        if chance.bool() {
+            slave.with(|s| s.next.push_back(FAULTS[chance.usize(..FAULTS.len())]));
+        }
+        tally.add(address, 2, &line.ask(UNIT, &holding(address, 2)).await);
+    }
+    eprintln!("{reads} reads among faults, quarantine {quarantine:?}: {tally:?}");
+    tally
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_reads_among_faults_bring_no_wrong_value() {
+    let tally = reads_among_faults(10_000, Quarantine::On).await;
+    assert_eq!(tally.wrong, 0);
+    assert!(tally.right > 5_000 && tally.errors > 2_000, "{tally:?}");
+    let twin = reads_among_faults(1_000, Quarantine::Off).await;
+    assert!(twin.wrong > 0, "{twin:?}");
+}
+
 #[tokio::test]
 async fn a_converter_is_as_safe_as_a_port() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
