@@ -58,6 +58,12 @@ check-timezone = `{ $value }` is not a time zone; write it like "Asia/Jakarta" o
 # Addresses
 check-url = `{ $value }` is not an address known for `{ $key }`; write it like "{ $example }"
 check-url-login = `{ $key }` must not hold a user name or password; remove what stands before the @ and use username and password_file
+check-url-percent = percent signs are not understood in `{ $value }`; write the path as ls -l /dev/serial/by-id shows it
+check-url-port = `{ $value }` has no port; write the one that is set in the converter, for example "{ $example }"
+check-url-parameter-near = unknown parameter `{ $name }` in `{ $key }`; did you mean `{ $near }`?
+check-url-parameter = unknown parameter `{ $name }` in `{ $key }`; known here: { $known }
+check-url-parameter-twice = parameter `{ $name }` stands in `{ $key }` twice; remove one
+check-url-parameter-value = parameter `{ $name }` in `{ $key }` does not know `{ $value }`; choose one of: { $choices }
 check-listen = `{ $value }` is not an address for `{ $key }`; write IP address and port like "127.0.0.1:1883"
 check-listen-open = this address can be reached from the network, so a login is required; add username and password_file, or use 127.0.0.1
 check-url-or-listen = write url (the gateway subscribes at a broker) or listen (devices publish straight to the gateway), not both
@@ -82,6 +88,7 @@ check-one-wire = this address already belongs to the bus at { $place }; one wire
 check-no-devices = { $section } has no device; add a [[modbus.device]]
 check-no-points = { $section } has no point; add a [[modbus.device.point]]
 check-unit = `{ $key }` = { $value } is not a Modbus address; use 1 to 247 (on TCP also 0 or 255)
+check-unit-serial = `{ $key }` = { $value } is not the address of one device on a serial line; use 1 to 247
 check-register = `{ $value }` is not a register; write coil:N, discrete:N, input:N or holding:N with N from 0 to 65535
 check-register-end = the value takes { $width } registers and reaches beyond address 65535; use a lower address
 check-bit = a coil or discrete input is one bit already; remove `{ $key }`, or use an input or holding register
@@ -140,7 +147,12 @@ check-plan-bus = Bus { $name } ({ $url })
 check-plan-device = { $name }, unit { $unit }: points { $points }, requests { $requests } each { $poll }, about { $cycle } ms
 check-plan-bus-sum = in all { $requests } requests a cycle, about { $cycle } ms; bus { $busy } % busy
 check-plan-bus-over = WARNING: { $requests } requests a cycle, about { $cycle } ms; bus { $busy } % busy, polls will be late; lengthen poll
+check-plan-bus-full = WARNING: { $requests } requests a cycle, about { $cycle } ms; bus { $busy } % busy, too little is left for slow or silent devices; lengthen poll
+check-plan-timeout = WARNING: the longest answer takes { $longest } ms on this line, but timeout is { $timeout }; write timeout = "{ $needed }"
+check-plan-port = hint: { $path } can become another port after a restart; write its name in /dev/serial/by-id
+check-plan-unit = hint: { $devices } are the same unit { $unit }; on a serial line a late answer to one can be taken for the other's: write them as one device
 check-plan-assumed-trip = assumed: { $ms } ms for one Modbus TCP request
+check-plan-assumed-line = assumed on a serial line: devices begin to answer after { $turnaround } ms, a converter takes { $network } ms more
 check-plan-mqtt = MQTT { $name }: subscriptions { $count } at { $at }
 check-plan-mqtt-listen = MQTT { $name }: subscriptions { $count }, devices publish to { $at }
 check-plan-points = Points: { $points }

@@ -58,6 +58,12 @@ check-timezone = `{ $value }` bukan zona waktu; tulis seperti "Asia/Jakarta" ata
 # Alamat
 check-url = `{ $value }` bukan alamat yang dikenal untuk `{ $key }`; tulis seperti "{ $example }"
 check-url-login = `{ $key }` tidak boleh berisi nama pengguna atau kata sandi; hapus bagian sebelum @ dan pakai username dan password_file
+check-url-percent = tanda persen tidak dikenal dalam `{ $value }`; tulis seperti yang ditampilkan ls -l /dev/serial/by-id
+check-url-port = `{ $value }` tidak memiliki port; tulis port yang diatur pada konverter, misalnya "{ $example }"
+check-url-parameter-near = parameter `{ $name }` dalam `{ $key }` tidak dikenal; mungkin maksudnya `{ $near }`?
+check-url-parameter = parameter `{ $name }` dalam `{ $key }` tidak dikenal; yang dikenal di sini: { $known }
+check-url-parameter-twice = parameter `{ $name }` ditulis dua kali dalam `{ $key }`; hapus salah satu
+check-url-parameter-value = parameter `{ $name }` dalam `{ $key }` tidak mengenal `{ $value }`; pilih salah satu: { $choices }
 check-listen = `{ $value }` bukan alamat untuk `{ $key }`; tulis alamat IP dan port seperti "127.0.0.1:1883"
 check-listen-open = alamat ini dapat dicapai dari jaringan, jadi wajib memakai login; tambahkan username dan password_file, atau pakai 127.0.0.1
 check-url-or-listen = tulis url (gateway berlangganan di broker) atau listen (perangkat mengirim langsung ke gateway), jangan keduanya
@@ -82,6 +88,7 @@ check-one-wire = alamat ini sudah dipakai bus di { $place }; satu kabel punya sa
 check-no-devices = { $section } tidak memiliki perangkat; tambahkan [[modbus.device]]
 check-no-points = { $section } tidak memiliki titik; tambahkan [[modbus.device.point]]
 check-unit = `{ $key }` = { $value } bukan alamat Modbus; pakai 1 sampai 247 (pada TCP juga 0 atau 255)
+check-unit-serial = `{ $key }` = { $value } bukan alamat satu perangkat di kabel serial; pakai 1 sampai 247
 check-register = `{ $value }` bukan register; tulis coil:N, discrete:N, input:N atau holding:N dengan N dari 0 sampai 65535
 check-register-end = nilai ini memerlukan { $width } register dan melewati alamat 65535; pakai alamat yang lebih kecil
 check-bit = coil dan discrete sudah berupa satu bit; hapus `{ $key }`, atau pakai register input atau holding
@@ -137,7 +144,12 @@ check-plan-bus = Bus { $name } ({ $url })
 check-plan-device = { $name }, unit { $unit }: { $points } titik, { $requests } permintaan tiap { $poll }, sekitar { $cycle } ms
 check-plan-bus-sum = seluruhnya { $requests } permintaan per putaran, sekitar { $cycle } ms; bus sibuk { $busy } %
 check-plan-bus-over = PERINGATAN: { $requests } permintaan per putaran, sekitar { $cycle } ms; bus sibuk { $busy } %, poll tidak akan tercapai; perpanjang poll
+check-plan-bus-full = PERINGATAN: { $requests } permintaan per putaran, sekitar { $cycle } ms; bus sibuk { $busy } %, sisa waktu kurang untuk perangkat yang lambat atau diam; perpanjang poll
+check-plan-timeout = PERINGATAN: jawaban terpanjang memerlukan { $longest } ms di kabel ini, sedangkan timeout { $timeout }; tulis timeout = "{ $needed }"
+check-plan-port = saran: { $path } dapat menjadi port lain setelah dinyalakan ulang; tulis namanya di /dev/serial/by-id
+check-plan-unit = saran: { $devices } adalah unit { $unit } yang sama; di kabel serial jawaban yang terlambat bisa tertukar di antara keduanya: tulis sebagai satu perangkat
 check-plan-assumed-trip = anggapan: { $ms } ms untuk satu permintaan Modbus TCP
+check-plan-assumed-line = anggapan untuk kabel serial: perangkat mulai menjawab setelah { $turnaround } ms, lewat konverter { $network } ms lebih lama
 check-plan-mqtt = MQTT { $name }: { $count } langganan di { $at }
 check-plan-mqtt-listen = MQTT { $name }: { $count } langganan, menerima perangkat di { $at }
 check-plan-points = Titik: { $points }
