@@ -92,6 +92,12 @@ impl Broker {
         self.child.wait().expect("the broker ended");
     }
 
+    /// Asks it to stop, as a restart of its service does, and waits until it has saved what it keeps.
+    pub(crate) fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        self.child.wait().expect("the broker ended");
+    }
+
     /// Starts it again and waits until it answers.
     pub(crate) fn restart(&mut self) {
         self.child = launch(self.dir.path());
@@ -112,8 +118,12 @@ impl Broker {
 
     /// SIGHUP: mosquitto reads passwords and ACL again.
     fn reload(&self) {
+        self.signal(Signal::HUP);
+    }
+
+    fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process id");
-        kill_process(pid, Signal::HUP).expect("the broker runs");
+        kill_process(pid, signal).expect("the broker runs");
     }
 
     fn wait_until_it_answers(&mut self) {
