@@ -22,7 +22,7 @@ const CONFIRMED_PER_KILL: u64 = 300;
 /// A publisher that hears nothing for so long from a broker that runs will hear nothing any more.
 const SILENCE: Duration = Duration::from_secs(2);
 /// A publisher that gets nothing confirmed for so long has stopped for good; it need not be killed any more.
-const STUCK_AFTER: Duration = Duration::from_secs(20);
+const STUCK_AFTER: Duration = Duration::from_secs(60);
 
 /// Who answers for a row from `publish()` to its PUBACK.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
