@@ -16,3 +16,4 @@ mod delivery;
 mod faults;
 mod operation;
 mod serial;
+mod twins;

@@ -47,6 +47,15 @@ impl Broker {
 
     /// Starts one and waits until it answers.
     pub(crate) fn start_with(access: Access) -> Self {
+        Self::configured(access, "")
+    }
+
+    /// Starts an open one whose log tells of every packet.
+    pub(crate) fn start_talkative() -> Self {
+        Self::configured(Access::Open, "log_type all\n")
+    }
+
+    fn configured(access: Access, more: &str) -> Self {
         let dir = tempfile::tempdir().expect("a folder for the broker");
         let port = free_port();
         let path = |name: &str| dir.path().join(name).display().to_string();
@@ -55,7 +64,7 @@ impl Broker {
         // `user root` only matters to root: it keeps the private folder readable.
         let mut lines = format!(
             "listener {port} 127.0.0.1\nuser root\nset_tcp_nodelay true\nmax_inflight_messages 0\n\
-             max_queued_messages 100000\npersistence true\npersistence_location {}/\nlog_dest file {}\n",
+             max_queued_messages 100000\npersistence true\npersistence_location {}/\nlog_dest file {}\n{more}",
             dir.path().display(),
             path("log"),
         );
@@ -83,6 +92,12 @@ impl Broker {
         self.child.wait().expect("the broker ended");
     }
 
+    /// Asks it to stop, as a restart of its service does, and waits until it has saved what it keeps.
+    pub(crate) fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        self.child.wait().expect("the broker ended");
+    }
+
     /// Starts it again and waits until it answers.
     pub(crate) fn restart(&mut self) {
         self.child = launch(self.dir.path());
@@ -103,8 +118,12 @@ impl Broker {
 
     /// SIGHUP: mosquitto reads passwords and ACL again.
     fn reload(&self) {
+        self.signal(Signal::HUP);
+    }
+
+    fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process id");
-        kill_process(pid, Signal::HUP).expect("the broker runs");
+        kill_process(pid, signal).expect("the broker runs");
     }
 
     fn wait_until_it_answers(&mut self) {
@@ -123,7 +142,8 @@ impl Broker {
         }
     }
 
-    fn log(&self) -> String {
+    /// What it wrote, over all restarts.
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 }
