@@ -236,7 +236,7 @@ mod tests {
             let mut ways: Vec<(u64, Vec<Request>)> = vec![(0, Vec::new())];
             for choices in &choices {
                 let extend = |(weight, way): &(u64, Vec<Request>)| {
-                    let with = |c: &Choice| (weight + c.weight, [&way[..], &[c.span.clone()]].concat());
+                    let with = |c: &Choice| (weight + c.weight, [&way[..], std::slice::from_ref(&c.span)].concat());
                     choices.iter().map(with).collect::<Vec<_>>()
                 };
                 ways = ways.iter().flat_map(extend).collect();
