@@ -83,6 +83,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
 /// A foreign crate, and who may name it: it can then be exchanged in one place.
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("rumqttc", &["wire", "source::mqtt::listener"]),
+    ("rustls", &["wire", "config::tls"]),
     ("sled", &["store"]),
     ("prometheus", &["metrics", "http"]),
     ("tokio_modbus", &["source::modbus", "cli::demo"]),
