@@ -43,7 +43,7 @@ pub(super) fn client(section: &Section<'_>, urls: Option<&[BrokerUrl]>, secrets:
     TlsFiles { ca: section.optional(ca, |node| authorities(node, secrets)), client: pair(section, cert, key, secrets) }
 }
 
-/// A file of certificates of which at least one can vouch for others.
+/// A file of certificates that can vouch for others.
 fn authorities(node: Node<'_>, secrets: Secrets<'_>) -> Option<PathBuf> {
     let PemFile { path, bytes } = files::pem(node, secrets)?;
     match bytes.map_or(Ok(()), |pem| trusted(&pem)) {
@@ -93,11 +93,10 @@ fn blame<T>(node: Node<'_>, path: PathBuf, kind: &'static str) -> Option<T> {
 /// What is wrong with a PEM file: the key of a text.
 type Fault = &'static str;
 
-/// Whether at least one certificate can be trusted for others; a bundle may hold some that nobody understands.
+/// Whether every certificate can vouch for others.
 fn trusted(pem: &[u8]) -> Result<(), Fault> {
     let mut roots = RootCertStore::empty();
-    let (usable, _) = roots.add_parsable_certificates(certificates(pem)?);
-    if usable > 0 { Ok(()) } else { Err("check-pem-certificate") }
+    certificates(pem)?.into_iter().try_for_each(|one| roots.add(one)).map_err(|_| "check-pem-certificate")
 }
 
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Fault> {

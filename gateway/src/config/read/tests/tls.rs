@@ -50,12 +50,12 @@ fn check(folder: &Folder, marked: &str) {
 fn certificates_and_keys_are_found_and_fit() {
     let folder = folder();
     for (cert, key) in [("cert", "key"), ("bundle", "key"), ("both", "both")] {
-        let keys = format!("ca_file = 'bundle'\nclient_cert_file = '{cert}'\nclient_key_file = '{key}'\n");
+        let keys = format!("ca_file = 'cert'\nclient_cert_file = '{cert}'\nclient_key_file = '{key}'\n");
         let input = subscription("topic = 'a'\npoint = 'x/y'").replace("mqtt://a'", &format!("mqtts://a'\n{keys}"));
         let path = folder.write("gardu.toml", format!("{TLS}{keys}{input}"));
         let config = load_with(&path, ALONE).unwrap_or_else(|problems| panic!("{problems}"));
         let client = ClientCertificate { cert: folder.path(cert), key: folder.path(key) };
-        let files = TlsFiles { ca: Some(folder.path("bundle")), client: Some(client) };
+        let files = TlsFiles { ca: Some(folder.path("cert")), client: Some(client) };
         assert_eq!(config.command_center.tls, files);
         let urls: Vec<String> = config.command_center.urls.iter().map(ToString::to_string).collect();
         assert_eq!(urls, ["mqtt://127.0.0.1:1883", "mqtts://cc1:8883"]);
@@ -90,6 +90,7 @@ fn what_is_wrong_with_a_file_is_named_at_its_key() {
             check(&folder, &format!("{TLS}client_cert_file = 'cert'\nclient_key_file = «pem-{kind}»'{file}'\n"));
         }
     }
+    check(&folder, &format!("{TLS}ca_file = «pem-certificate»'bundle'\n"));
     check(
         &folder,
         &format!("{TLS}client_cert_file = «pem-no-certificate»'key'\nclient_key_file = «pem-no-key»'cert'\n"),
