@@ -4,7 +4,10 @@
 //! just started may be wrong, and the file may be replaced before it is needed. The wire reads the files itself, for
 //! every connection.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rustls::{
     Error, InconsistentKeys, RootCertStore,
@@ -48,7 +51,7 @@ fn authorities(node: Node<'_>, secrets: Secrets<'_>) -> Option<PathBuf> {
     let PemFile { path, bytes } = files::pem(node, secrets)?;
     match bytes.map_or(Ok(()), |pem| trusted(&pem)) {
         Ok(()) => Some(path),
-        Err(kind) => blame(node, path, kind),
+        Err(kind) => blame(node, &path, kind),
     }
 }
 
@@ -72,21 +75,20 @@ fn pair(
     match (chain, signer) {
         (Some(Ok(chain)), Some(Ok(signer))) => match belong(chain, signer) {
             Ok(()) => Some(ClientCertificate { cert, key }),
-            Err(kind @ "check-pem-certificate") => blame(cert_node, cert, kind),
-            Err(kind) => blame(key_node, key, kind),
+            Err(kind @ "check-pem-certificate") => blame(cert_node, &cert, kind),
+            Err(kind) => blame(key_node, &key, kind),
         },
         (chain, signer) => {
             let (chain, signer) = (chain.and_then(Result::err), signer.and_then(Result::err));
             let faultless = chain.is_none() && signer.is_none();
-            let pair = ClientCertificate { cert: cert.clone(), key: key.clone() };
-            chain.and_then(|kind| blame::<()>(cert_node, cert, kind));
-            signer.and_then(|kind| blame::<()>(key_node, key, kind));
-            faultless.then_some(pair)
+            chain.and_then(|kind| blame::<()>(cert_node, &cert, kind));
+            signer.and_then(|kind| blame::<()>(key_node, &key, kind));
+            faultless.then_some(ClientCertificate { cert, key })
         }
     }
 }
 
-fn blame<T>(node: Node<'_>, path: PathBuf, kind: &'static str) -> Option<T> {
+fn blame<T>(node: Node<'_>, path: &Path, kind: &'static str) -> Option<T> {
     node.wrong(kind, &[("path", path.display().to_string().into())])
 }
 

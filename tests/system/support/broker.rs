@@ -74,7 +74,9 @@ impl Broker {
                 "max_inflight_messages 0\nmax_queued_messages 100000\npersistence true\npersistence_location {here}/\n"
             ),
         };
-        lines.push_str(&format!("listener {port} 127.0.0.1\nuser root\nset_tcp_nodelay true\nlog_dest file {here}/log\n"));
+        lines.push_str(&format!(
+            "listener {port} 127.0.0.1\nuser root\nset_tcp_nodelay true\nlog_dest file {here}/log\n"
+        ));
         lines.push_str(&match access {
             Access::Open => "allow_anonymous true\n".to_owned(),
             Access::Users => format!("allow_anonymous false\npassword_file {here}/passwords\nacl_file {here}/acl\n"),
