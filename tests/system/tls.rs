@@ -279,7 +279,7 @@ fn plain_mqtt_at_the_port_of_tls_says_that_the_broker_hangs_up() {
     let mut stage = Stage::new();
     stage.configure("mqtt", stage.broker.tls_port, "");
     stage.gateway.start();
-    stage.assert_refused("closed", "closed");
+    stage.assert_refused("closed", "the broker closed the connection");
     stage.gateway.kill9();
     stage.configure("mqtts", stage.broker.tls_port, TLS_FILES);
     stage.gateway.start();

@@ -58,7 +58,7 @@ check-timezone = `{ $value }` is not a time zone; write it like "Asia/Jakarta" o
 # Addresses
 check-url = `{ $value }` is not an address known for `{ $key }`; write it like "{ $example }"
 check-url-login = `{ $key }` must not hold a user name or password; remove what stands before the @ and use username and password_file
-check-url-server-name = with mqtts:// the broker's certificate cannot be held against `{ $value }`; write the broker's name or its IPv4 address
+check-url-server-name = no certificate can be for `{ $value }`, so mqtts:// cannot be used with it; write the broker's DNS name or its address
 check-listen = `{ $value }` is not an address for `{ $key }`; write IP address and port like "127.0.0.1:1883"
 check-listen-open = this address can be reached from the network, so a login is required; add username and password_file, or use 127.0.0.1
 check-url-or-listen = write url (the gateway subscribes at a broker) or listen (devices publish straight to the gateway), not both

@@ -58,7 +58,7 @@ check-timezone = `{ $value }` bukan zona waktu; tulis seperti "Asia/Jakarta" ata
 # Alamat
 check-url = `{ $value }` bukan alamat yang dikenal untuk `{ $key }`; tulis seperti "{ $example }"
 check-url-login = `{ $key }` tidak boleh berisi nama pengguna atau kata sandi; hapus bagian sebelum @ dan pakai username dan password_file
-check-url-server-name = dengan mqtts:// sertifikat broker tidak dapat dicocokkan dengan `{ $value }`; tulis nama broker atau alamat IPv4-nya
+check-url-server-name = tidak ada sertifikat yang dapat dibuat untuk `{ $value }`, jadi mqtts:// tidak dapat dipakai; tulis nama DNS broker atau alamat IP-nya
 check-listen = `{ $value }` bukan alamat untuk `{ $key }`; tulis alamat IP dan port seperti "127.0.0.1:1883"
 check-listen-open = alamat ini dapat dicapai dari jaringan, jadi wajib memakai login; tambahkan username dan password_file, atau pakai 127.0.0.1
 check-url-or-listen = tulis url (gateway berlangganan di broker) atau listen (perangkat mengirim langsung ke gateway), jangan keduanya

@@ -26,10 +26,9 @@ use super::{
     read::Secrets,
 };
 
-/// Whether a certificate can be checked for this host: a name or an IPv4 address. IPv6 addresses stand in brackets here,
-/// and the MQTT client hands them to TLS with these.
+/// Whether a certificate can be for this host: a DNS name, or an address.
 pub(super) fn is_server_name(host: &str) -> bool {
-    ServerName::try_from(host).is_ok()
+    ServerName::try_from(host.trim_matches(['[', ']'])).is_ok()
 }
 
 /// Reads `ca_file`, `client_cert_file` and `client_key_file` of a section whose addresses are `urls`; none if they are not

@@ -319,7 +319,7 @@ id = «name»"Taman Elektrik"
 «unknown-key-near»langage = "id"
 
 [command_center]
-urls = [«url-server-name»"mqtts://[fd00::1]"]
+urls = [«url-server-name»"mqtts://cc.1"]
 keep_alive = «range»"1s"
 
 [[modbus]]

@@ -93,7 +93,7 @@ timezone = «timezone»'WIB'
 language = «choice»'jv'
 location = { lat = «range»-91, lon = «finite»nan, address = «type»5 }
 [command_center]
-urls = ['mqtt://a', «url»'cc1.example.go.id', «url-login»'mqtt://u:p@a', «url-server-name»'mqtts://[::1]']
+urls = ['mqtt://a', «url»'cc1.example.go.id', «url-login»'mqtt://u:p@a', «url-server-name»'mqtts://cc.1']
 protocol = 'v3.1.1'
 delivered_when = «subscriber»'subscriber'
 keep_alive = «whole-seconds»'10500ms'

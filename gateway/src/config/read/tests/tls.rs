@@ -109,7 +109,7 @@ fn keys_that_make_no_sense_are_refused() {
     check(&folder, &format!("{BASE}{}", input.replace("url = 'mqtt://a'", "listen = '127.0.0.1:1'")));
     // An address that was meant otherwise casts no shadow on them.
     check(&folder, &TLS.replace("'mqtts://cc1']", "«url»'mqts://cc1']\nca_file = 'cert'"));
-    for host in ["cc1.example.go.id", "10.0.0.1", "a_b"] {
+    for host in ["cc1.example.go.id", "10.0.0.1", "[fd00::1]", "a_b"] {
         check(&folder, &TLS.replace("cc1", host));
     }
 }
