@@ -60,7 +60,7 @@ check-url = `{ $value }` is not an address known for `{ $key }`; write it like "
 check-url-login = `{ $key }` must not hold a user name or password; remove what stands before the @ and use username and password_file
 check-url-server-name = no certificate can be for `{ $value }`, so mqtts:// cannot be used with it; write the broker's DNS name or its address
 check-listen = `{ $value }` is not an address for `{ $key }`; write IP address and port like "127.0.0.1:1883"
-check-listen-open = this address can be reached from the network, so a login is required; add username and password_file, or use 127.0.0.1
+check-listen-open = this address can be reached from the network, so a login is required; add username and password_file, or client_ca_file with TLS, or use 127.0.0.1
 check-url-or-listen = write url (the gateway subscribes at a broker) or listen (devices publish straight to the gateway), not both
 check-no-endpoint = { $section } has neither url nor listen; write for example: url = "mqtt://127.0.0.1:1883"
 check-client-decides = `{ $name }` is decided by the device that connects; remove it when you use listen
@@ -77,6 +77,7 @@ check-secret-empty = the secret file { $path } is empty; put the password into i
 
 # TLS
 check-tls-plain = `{ $key }` is only for addresses that begin with mqtts://, and there is none here; write the address so, or remove this key
+check-tls-listen = `{ $key }` is only for `listen`; with an address of a broker, ca_file, client_cert_file and client_key_file are meant
 check-tls-pair = `{ $key }` needs `{ $other }` beside it: the certificate says who the gateway is, the key proves it; add the other or remove this one
 check-pem-unreadable = the file { $path } cannot be read: { $reason }; put the PEM file there, readable for the service's user gardu
 check-pem-no-certificate = there is no certificate in { $path }; PEM files have a line -----BEGIN CERTIFICATE-----, a binary one is converted by: openssl x509 -inform der -in OLD -out NEW
@@ -150,6 +151,7 @@ check-refused = { $count ->
 check-plan-ok = The configuration is valid: { $id } ({ $name })
 check-plan-center = Command center: { $urls }
 check-plan-plain = NOTE: user name and password go unencrypted to { $at }; write mqtts:// if the broker offers TLS
+check-plan-plain-listen = NOTE: devices send user name and password unencrypted to { $at }; give tls_cert_file and tls_key_file if they can use TLS
 check-plan-bus = Bus { $name } ({ $url })
 check-plan-device = { $name }, unit { $unit }: points { $points }, requests { $requests } each { $poll }, about { $cycle } ms
 check-plan-bus-sum = in all { $requests } requests a cycle, about { $cycle } ms; bus { $busy } % busy

@@ -60,7 +60,7 @@ check-url = `{ $value }` bukan alamat yang dikenal untuk `{ $key }`; tulis seper
 check-url-login = `{ $key }` tidak boleh berisi nama pengguna atau kata sandi; hapus bagian sebelum @ dan pakai username dan password_file
 check-url-server-name = tidak ada sertifikat yang dapat dibuat untuk `{ $value }`, jadi mqtts:// tidak dapat dipakai; tulis nama DNS broker atau alamat IP-nya
 check-listen = `{ $value }` bukan alamat untuk `{ $key }`; tulis alamat IP dan port seperti "127.0.0.1:1883"
-check-listen-open = alamat ini dapat dicapai dari jaringan, jadi wajib memakai login; tambahkan username dan password_file, atau pakai 127.0.0.1
+check-listen-open = alamat ini dapat dicapai dari jaringan, jadi wajib memakai login; tambahkan username dan password_file, atau client_ca_file dengan TLS, atau pakai 127.0.0.1
 check-url-or-listen = tulis url (gateway berlangganan di broker) atau listen (perangkat mengirim langsung ke gateway), jangan keduanya
 check-no-endpoint = { $section } tidak memiliki url maupun listen; tulis misalnya: url = "mqtt://127.0.0.1:1883"
 check-client-decides = `{ $name }` ditentukan oleh perangkat yang tersambung; hapus bila memakai listen
@@ -77,6 +77,7 @@ check-secret-empty = berkas rahasia { $path } kosong; isi dengan kata sandi dala
 
 # TLS
 check-tls-plain = `{ $key }` hanya untuk alamat yang diawali mqtts://, dan di sini tidak ada; tulis alamatnya demikian, atau hapus kunci ini
+check-tls-listen = `{ $key }` hanya untuk `listen`; untuk alamat broker, yang dimaksud adalah ca_file, client_cert_file dan client_key_file
 check-tls-pair = `{ $key }` memerlukan `{ $other }`: sertifikat menyatakan siapa gateway ini, kunci membuktikannya; tambahkan pasangannya atau hapus yang ini
 check-pem-unreadable = berkas { $path } tidak dapat dibaca: { $reason }; letakkan berkas PEM di sana, terbaca oleh pengguna layanan gardu
 check-pem-no-certificate = tidak ada sertifikat di { $path }; berkas PEM memiliki baris -----BEGIN CERTIFICATE-----, berkas biner diubah dengan: openssl x509 -inform der -in LAMA -out BARU
@@ -147,6 +148,7 @@ check-refused = { $count } masalah. Konfigurasi ini tidak dipakai.
 check-plan-ok = Konfigurasi sah: { $id } ({ $name })
 check-plan-center = Pusat komando: { $urls }
 check-plan-plain = CATATAN: nama pengguna dan kata sandi dikirim ke { $at } tanpa enkripsi; tulis mqtts:// bila broker menyediakan TLS
+check-plan-plain-listen = CATATAN: perangkat mengirim nama pengguna dan kata sandi ke { $at } tanpa enkripsi; beri tls_cert_file dan tls_key_file bila perangkat mendukung TLS
 check-plan-bus = Bus { $name } ({ $url })
 check-plan-device = { $name }, unit { $unit }: { $points } titik, { $requests } permintaan tiap { $poll }, sekitar { $cycle } ms
 check-plan-bus-sum = seluruhnya { $requests } permintaan per putaran, sekitar { $cycle } ms; bus sibuk { $busy } %

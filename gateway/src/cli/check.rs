@@ -165,22 +165,25 @@ fn url(link: &Link) -> String {
     }
 }
 
-/// Whether everybody on the way can read the login.
-fn exposes(login: Option<&Login>, url: &BrokerUrl) -> bool {
-    let host = url.host.trim_matches(['[', ']']);
-    let here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-    login.is_some() && url.scheme == Scheme::Mqtt && !here
-}
-
-/// Addresses that a login travels to unencrypted.
-fn exposed(config: &Config) -> Vec<&BrokerUrl> {
+/// Addresses that a login travels to unencrypted, each with the text that says so.
+fn exposed(config: &Config) -> Vec<(&'static str, String)> {
+    let stays_here = |host: &str| {
+        let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
+        host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())
+    };
+    let broker = |login: &Option<Login>, url: &BrokerUrl| {
+        let exposed = login.is_some() && url.scheme == Scheme::Mqtt && !stays_here(&url.host);
+        exposed.then(|| ("check-plan-plain", url.to_string()))
+    };
     let center = &config.command_center;
     let inputs = config.mqtt.iter().filter_map(|input| match &input.endpoint {
-        Endpoint::Broker { url, login, .. } => Some((login, url)),
+        Endpoint::Broker { url, login, .. } => broker(login, url),
+        Endpoint::Listen { address, login: Some(_), tls: None } if !address.ip().is_loopback() => {
+            Some(("check-plan-plain-listen", address.to_string()))
+        }
         Endpoint::Listen { .. } => None,
     });
-    let all = center.urls.iter().map(|url| (&center.login, url)).chain(inputs);
-    all.filter(|(login, url)| exposes(login.as_ref(), url)).map(|(_, url)| url).collect()
+    center.urls.iter().filter_map(|url| broker(&center.login, url)).chain(inputs).collect()
 }
 
 fn is_open(subscription: &Subscription) -> bool {
@@ -234,7 +237,7 @@ fn plan_json(config: &Config, plan: &Plan) -> Json {
         "buses": plan.buses.iter().map(bus).collect::<Vec<_>>(),
         "mqtt": config.mqtt.iter().map(input).collect::<Vec<_>>(),
         "points": plan.points,
-        "unencrypted": exposed(config).into_iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "unencrypted": exposed(config).into_iter().map(|(_, at)| at).collect::<Vec<_>>(),
         "open_subscriptions": plan.open,
         "rules": config.rules.len(),
         "month_bytes": plan.month_bytes,
@@ -292,8 +295,8 @@ fn plan_text(config: &Config, plan: &Plan, language: Language) -> String {
         let count = input.subscriptions.len().into();
         say(0, key, &[("name", input.name.as_str().into()), ("at", at.into()), ("count", count)]);
     }
-    for url in exposed(config) {
-        say(0, "check-plan-plain", &[("at", url.to_string().into())]);
+    for (key, at) in exposed(config) {
+        say(0, key, &[("at", at.into())]);
     }
     say(0, "check-plan-points", &[("points", plan.points.into())]);
     if plan.open > 0 {
@@ -379,19 +382,21 @@ Telemetry data a month: about 22.7 MB
                     urls = ['mqtt://cc1', 'mqtts://cc2', 'mqtt://[::1]', 'mqtt://localhost', 'mqtt://127.0.0.2']\n\
                     [[mqtt]]\nname = 'open'\nurl = 'mqtt://cc3'\n[[mqtt.subscribe]]\ntopic = 'a'\npoint = 'a/b'\n\
                     [[mqtt]]\nname = 'with'\nurl = 'mqtt://[fd00::1]'\nusername = 'u'\n\
-                    [[mqtt.subscribe]]\ntopic = 'a'\npoint = 'c/d'\n";
+                    [[mqtt.subscribe]]\ntopic = 'a'\npoint = 'c/d'\n\
+                    [[mqtt]]\nname = 'cctv'\nlisten = '10.0.0.1:1883'\nusername = 'u'\npassword_file = 'p'\n\
+                    [[mqtt.subscribe]]\ntopic = 'a'\npoint = 'e/f'\n";
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("gardu.toml");
         std::fs::write(&path, text).expect("a file");
-        let config = config::load(&path, Need::Reachable);
+        let config = config::load(&path, Need::None);
         let said = |language, form| report(&config, language, form, |_| 0).0;
         let json: Json = serde_json::from_str(&said(Language::English, Form::Json)).expect("JSON");
-        assert_eq!(json["unencrypted"], json!(["mqtt://cc1:1883", "mqtt://[fd00::1]:1883"]));
+        assert_eq!(json["unencrypted"], json!(["mqtt://cc1:1883", "mqtt://[fd00::1]:1883", "10.0.0.1:1883"]));
         for (language, word) in [(Language::English, "unencrypted"), (Language::Indonesian, "tanpa enkripsi")] {
             let plan = said(language, Form::Text);
             let lines: Vec<&str> = plan.lines().filter(|line| line.contains(word)).collect();
-            assert_eq!(lines.len(), 2, "{plan}");
-            assert!(lines[0].contains("mqtt://cc1:1883"), "{plan}");
+            assert_eq!(lines.len(), 3, "{plan}");
+            assert!(lines[0].contains("mqtt://cc1:1883") && lines[2].contains(" 10.0.0.1:1883"), "{plan}");
         }
     }
 

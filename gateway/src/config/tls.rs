@@ -20,7 +20,7 @@ use rustls::{
 };
 
 use super::{
-    BrokerUrl, ClientCertificate, Scheme, TlsFiles,
+    BrokerUrl, ClientCertificate, ListenTls, Scheme, TlsFiles,
     document::{Node, Section},
     files::{self, PemFile},
     read::Secrets,
@@ -43,6 +43,26 @@ pub(super) fn client(section: &Section<'_>, urls: Option<&[BrokerUrl]>, secrets:
     }
     let [ca, cert, key] = KEYS;
     TlsFiles { ca: section.optional(ca, |node| authorities(node, secrets)), client: pair(section, cert, key, secrets) }
+}
+
+const SERVER_KEYS: [&str; 3] = ["tls_cert_file", "tls_key_file", "client_ca_file"];
+
+/// Reads `tls_cert_file`, `tls_key_file` and `client_ca_file` of a section that listens.
+pub(super) fn server(section: &Section<'_>, secrets: Secrets<'_>) -> Option<ListenTls> {
+    let [cert, key, client_ca] = SERVER_KEYS;
+    let without = !section.has(cert) && !section.has(key);
+    let client_ca = section.optional(client_ca, |node| {
+        if without { node.wrong("check-tls-pair", &[("other", cert.into())]) } else { authorities(node, secrets) }
+    });
+    let ClientCertificate { cert, key } = pair(section, cert, key, secrets)?;
+    Some(ListenTls { cert, key, client_ca })
+}
+
+/// Notes every key of a listener in a section that has none.
+pub(super) fn no_server(section: &Section<'_>) {
+    for node in SERVER_KEYS.into_iter().filter_map(|key| section.get(key)) {
+        node.wrong::<()>("check-tls-listen", &[]);
+    }
 }
 
 /// A file of certificates that can vouch for others.

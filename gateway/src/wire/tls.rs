@@ -5,6 +5,7 @@
 //! resumed: rustls does so only under the very verifier of before, and ours is made anew from the files each time.
 
 mod files;
+pub mod server;
 
 use std::{
     io,

@@ -3,7 +3,7 @@
 use rcgen::{CertificateParams, KeyPair};
 
 use super::*;
-use crate::config::{ClientCertificate, TlsFiles};
+use crate::config::{ClientCertificate, ListenTls, TlsFiles};
 
 /// A start with one TLS address, for keys behind it.
 const TLS: &str = "[gateway]\nid = 'taman'\n[command_center]\nurls = ['mqtt://127.0.0.1', 'mqtts://cc1']\n";
@@ -112,6 +112,34 @@ fn keys_that_make_no_sense_are_refused() {
     for host in ["cc1.example.go.id", "10.0.0.1", "[fd00::1]", "a_b"] {
         check(&folder, &TLS.replace("cc1", host));
     }
+}
+
+fn listening(keys: &str) -> String {
+    let open = subscription("topic = 'a'\npoint = 'x/y'");
+    format!("{BASE}{}", open.replace("url = 'mqtt://a'", &format!("listen = '10.0.0.1:8883'\n{keys}")))
+}
+
+#[test]
+fn a_listener_shows_its_certificate_and_may_ask_for_one() {
+    let folder = folder();
+    let pair = "tls_cert_file = 'cert'\ntls_key_file = 'key'\n";
+    let path = folder.write("gardu.toml", listening(&format!("{pair}client_ca_file = 'cert'\n")));
+    let config = load_with(&path, ALONE).unwrap_or_else(|problems| panic!("{problems}"));
+    let Endpoint::Listen { login: None, tls: Some(tls), .. } = &config.mqtt[0].endpoint else { panic!("a listener") };
+    let files = ListenTls { cert: folder.path("cert"), key: folder.path("key"), client_ca: Some(folder.path("cert")) };
+    assert_eq!(tls, &files);
+    // A certificate of ours alone lets nobody prove who it is.
+    check(&folder, &listening(pair).replace("'10.0.0.1", "«listen-open»'10.0.0.1"));
+    check(&folder, &listening("client_ca_file = «tls-pair»'cert'"));
+    check(&folder, &listening("client_ca_file = 'cert'\ntls_cert_file = «tls-pair»'cert'"));
+    check(&folder, &listening(&format!("{pair}client_ca_file = «pem-no-certificate»'key'")));
+    check(
+        &folder,
+        &listening("client_ca_file = 'cert'\ntls_cert_file = 'cert'\ntls_key_file = «pem-key-other»'other'"),
+    );
+    let keys = "tls_cert_file = «tls-listen»'cert'\ntls_key_file = «tls-listen»'key'\nclient_ca_file = «tls-listen»'a'";
+    let url = subscription("topic = 'a'\npoint = 'x/y'").replace("mqtt://a'", &format!("mqtts://a'\n{keys}"));
+    check(&folder, &format!("{BASE}{url}"));
 }
 
 #[test]
