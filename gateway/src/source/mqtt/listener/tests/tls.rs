@@ -91,7 +91,7 @@ async fn listen(files: &ListenTls, clock: &Clock) -> Owner {
 }
 
 /// A TLS connection to the listener; in TLS 1.3 it is there before the listener has seen our certificate.
-async fn dial(owner: &Owner, trusts: &Authority, shows: Option<&Identity>) -> std::io::Result<Device> {
+async fn dial(owner: &Owner, trusts: &Authority, shows: Option<&Identity>) -> io::Result<Device> {
     let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).expect("a certificate");
     let mut roots = RootCertStore::empty();
     roots.add(der(&trusts.pem)).expect("an authority");
