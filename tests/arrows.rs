@@ -83,8 +83,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
 /// A foreign crate, and who may name it: it can then be exchanged in one place.
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("rumqttc", &["wire", "source::mqtt::listener"]),
-    ("rustls", &["wire::tls"]),
-    ("tokio_rustls", &[]),
+    ("rustls", &["wire::tls", "config::tls"]),
+    ("tokio_rustls", &["wire::tls"]),
     ("rustls_native_certs", &["wire::tls"]),
     ("sled", &["store"]),
     ("prometheus", &["metrics", "http"]),

@@ -16,4 +16,5 @@ mod delivery;
 mod faults;
 mod operation;
 mod serial;
+mod tls;
 mod twins;

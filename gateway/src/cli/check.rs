@@ -5,14 +5,17 @@
 
 mod buses;
 
-use std::{collections::BTreeMap, fmt::Write as _, path::Path, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr, path::Path, time::Duration};
 
 use serde_json::{Value as Json, json};
 
 use self::buses::BusPlan;
 use super::{Form, exit};
 use crate::{
-    config::{self, Config, Endpoint, Language, Need, Problems, Report, Subscription, TemplateSegment, units},
+    config::{
+        self, BrokerUrl, Config, Endpoint, Language, Login, Need, Problems, Report, Scheme, Subscription,
+        TemplateSegment, units,
+    },
     source::modbus::timing::{ROUND_TRIP, TURNAROUND},
     text,
 };
@@ -93,6 +96,27 @@ impl<'a> Plan<'a> {
     }
 }
 
+/// Addresses that a login travels to unencrypted, each with the text that says so.
+fn exposed(config: &Config) -> Vec<(&'static str, String)> {
+    let stays_here = |host: &str| {
+        let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
+        host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())
+    };
+    let broker = |login: &Option<Login>, url: &BrokerUrl| {
+        let exposed = login.is_some() && url.scheme == Scheme::Mqtt && !stays_here(&url.host);
+        exposed.then(|| ("check-plan-plain", url.to_string()))
+    };
+    let center = &config.command_center;
+    let inputs = config.mqtt.iter().filter_map(|input| match &input.endpoint {
+        Endpoint::Broker { url, login, .. } => broker(login, url),
+        Endpoint::Listen { address, login: Some(_), tls: None } if !address.ip().is_loopback() => {
+            Some(("check-plan-plain-listen", address.to_string()))
+        }
+        Endpoint::Listen { .. } => None,
+    });
+    center.urls.iter().filter_map(|url| broker(&center.login, url)).chain(inputs).collect()
+}
+
 fn is_open(subscription: &Subscription) -> bool {
     subscription.point.0.iter().any(|segment| matches!(segment, TemplateSegment::Capture(_)))
 }
@@ -136,6 +160,7 @@ fn plan_json(config: &Config, plan: &Plan<'_>) -> Json {
         "buses": plan.buses.iter().map(BusPlan::json).collect::<Vec<_>>(),
         "mqtt": config.mqtt.iter().map(input).collect::<Vec<_>>(),
         "points": plan.points,
+        "unencrypted": exposed(config).into_iter().map(|(_, at)| at).collect::<Vec<_>>(),
         "open_subscriptions": plan.open,
         "rules": config.rules.len(),
         "month_bytes": plan.month_bytes,
@@ -172,6 +197,9 @@ fn plan_text(config: &Config, plan: &Plan<'_>, language: Language) -> String {
         };
         let count = input.subscriptions.len().into();
         say(0, key, &[("name", input.name.as_str().into()), ("at", at.into()), ("count", count)]);
+    }
+    for (key, at) in exposed(config) {
+        say(0, key, &[("at", at.into())]);
     }
     say(0, "check-plan-points", &[("points", plan.points.into())]);
     if plan.open > 0 {
@@ -257,6 +285,30 @@ Telemetry data a month: about 22.7 MB
         let (indonesian, ..) = checked("1s", Language::Indonesian, Form::Text);
         assert_eq!(indonesian.lines().count(), english.lines().count());
         assert!(indonesian.contains("panel, unit 7: 2 titik, 2 permintaan tiap 1s, sekitar 10 ms"), "{indonesian}");
+    }
+
+    #[test]
+    fn a_login_that_travels_unencrypted_is_named() {
+        let text = "[gateway]\nid = 'taman'\n[command_center]\nusername = 'u'\n\
+                    urls = ['mqtt://cc1', 'mqtts://cc2', 'mqtt://[::1]', 'mqtt://localhost', 'mqtt://127.0.0.2']\n\
+                    [[mqtt]]\nname = 'open'\nurl = 'mqtt://cc3'\n[[mqtt.subscribe]]\ntopic = 'a'\npoint = 'a/b'\n\
+                    [[mqtt]]\nname = 'with'\nurl = 'mqtt://[fd00::1]'\nusername = 'u'\n\
+                    [[mqtt.subscribe]]\ntopic = 'a'\npoint = 'c/d'\n\
+                    [[mqtt]]\nname = 'cctv'\nlisten = '10.0.0.1:1883'\nusername = 'u'\npassword_file = 'p'\n\
+                    [[mqtt.subscribe]]\ntopic = 'a'\npoint = 'e/f'\n";
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("gardu.toml");
+        std::fs::write(&path, text).expect("a file");
+        let config = config::load(&path, Need::None);
+        let said = |language, form| report(&config, language, form).0;
+        let json: Json = serde_json::from_str(&said(Language::English, Form::Json)).expect("JSON");
+        assert_eq!(json["unencrypted"], json!(["mqtt://cc1:1883", "mqtt://[fd00::1]:1883", "10.0.0.1:1883"]));
+        for (language, word) in [(Language::English, "unencrypted"), (Language::Indonesian, "tanpa enkripsi")] {
+            let plan = said(language, Form::Text);
+            let lines: Vec<&str> = plan.lines().filter(|line| line.contains(word)).collect();
+            assert_eq!(lines.len(), 3, "{plan}");
+            assert!(lines[0].contains("mqtt://cc1:1883") && lines[2].contains(" 10.0.0.1:1883"), "{plan}");
+        }
     }
 
     #[test]

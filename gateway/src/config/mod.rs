@@ -15,6 +15,7 @@ pub mod points;
 pub mod problem;
 pub mod read;
 mod serial;
+mod tls;
 pub mod units;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -139,6 +140,17 @@ pub struct ClientCertificate {
     pub cert: PathBuf,
     /// PEM private key.
     pub key: PathBuf,
+}
+
+/// Files by which devices and a listener of the gateway know each other; read again when they change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenTls {
+    /// PEM chain, the gateway's own first.
+    pub cert: PathBuf,
+    /// PEM private key.
+    pub key: PathBuf,
+    /// PEM certificates of the authorities of which every device must show a certificate; none: nobody needs one.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// User name and password for a broker.
@@ -425,8 +437,10 @@ pub enum Endpoint {
     Listen {
         /// Address to bind.
         address: SocketAddr,
-        /// Login every client must give; none only on loopback.
+        /// Login every client must give; none only on loopback, or where every client must show a certificate.
         login: Option<Login>,
+        /// With TLS, if it has certificates.
+        tls: Option<ListenTls>,
     },
 }
 

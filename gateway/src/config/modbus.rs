@@ -106,7 +106,7 @@ fn link(node: Node<'_>) -> Option<Link> {
         Some(("rtu+tcp", _)) => serial::converter(node, text),
         _ => {
             let example = if text.starts_with("tcp://") { "tcp://10.0.0.5:502" } else { URL_EXAMPLES };
-            let (host, port) = center::url(node, "tcp", 502, &[], example)?;
+            let ((), host, port) = center::url(node, &[("tcp", (), 502)], example)?;
             Some(Link::Tcp { host, port })
         }
     }

@@ -68,11 +68,11 @@ pub(super) fn converter(node: Node<'_>, text: &str) -> Option<Link> {
     let (address, line) = parameters(node, text);
     let value = || ("value", address.into());
     let example = ("example", CONVERTER_EXAMPLE.into());
-    match units::url(address, "rtu+tcp", 0, &[]) {
-        Ok((_, 0)) => node.wrong("check-url-port", &[value(), example]),
-        Ok((host, port)) => Some(Link::RtuOverTcp { host, port, line: line? }),
+    match units::url(address, &[("rtu+tcp", (), 0)]) {
+        Ok(((), _, 0)) => node.wrong("check-url-port", &[value(), example]),
+        Ok(((), host, port)) => Some(Link::RtuOverTcp { host, port, line: line? }),
         Err(UrlError::Login) => node.wrong("check-url-login", &[]),
-        Err(UrlError::Later | UrlError::Shape) => node.wrong("check-url", &[value(), example]),
+        Err(UrlError::Shape) => node.wrong("check-url", &[value(), example]),
     }
 }
 

@@ -5,6 +5,7 @@
 //! resumed: rustls does so only under the very verifier of before, and ours is made anew from the files each time.
 
 mod files;
+pub mod server;
 
 use std::{
     io,
@@ -158,6 +159,12 @@ fn names(has: &[String]) -> String {
     if has.is_empty() { "nobody (it has no subjectAltName)".to_owned() } else { has.join(", ") }
 }
 
+/// rustls calls names `DnsName("cc1")` and `IpAddress(10.0.0.1)`; other kinds stay as they are.
+fn bare(name: &str) -> String {
+    let inside = |open, close| name.strip_prefix(open)?.strip_suffix(close);
+    inside("DnsName(\"", "\")").or_else(|| inside("IpAddress(", ")")).unwrap_or(name).to_owned()
+}
+
 /// What one connection needs of TLS.
 pub(super) struct Tls {
     pub(super) config: Arc<ClientConfig>,
@@ -214,7 +221,8 @@ impl Tls {
     fn certificate(&self, error: &CertificateError) -> TlsFault {
         let now = self.clock.now();
         match error {
-            CertificateError::UnknownIssuer => TlsFault::UnknownIssuer,
+            // A signature that does not fit: an authority made anew under its old name, of which we have the old key.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => TlsFault::UnknownIssuer,
             CertificateError::Expired => TlsFault::Expired { not_after_ms: None, now },
             CertificateError::ExpiredContext { not_after, .. } => {
                 TlsFault::Expired { not_after_ms: Some(millis(*not_after)), now }
@@ -237,7 +245,7 @@ impl Tls {
     }
 
     fn wrong_name(&self, presented: &[String]) -> TlsFault {
-        TlsFault::WrongName { asked: self.host.clone(), has: presented.into() }
+        TlsFault::WrongName { asked: self.host.clone(), has: presented.iter().map(|name| bare(name)).collect() }
     }
 
     /// What the broker's fatal alert means (RFC 8446 §6.2). Which of them a missing certificate of ours brings depends on

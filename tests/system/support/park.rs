@@ -8,6 +8,7 @@ use super::{
     PATIENCE,
     broker::{Access, Broker, CENTER, GATEWAY},
     center::Center,
+    certificates::ALWAYS,
     gateway::Gateway,
     ledger::Event,
     mqtt::{Publisher, Version},
@@ -55,10 +56,13 @@ impl Park {
     /// Everything but the gateway's process.
     pub(crate) fn furnish(plan: &Plan<'_>) -> Self {
         let (broker, plc) = (Broker::start_with(plan.access), Plc::start());
-        let login = (plan.access == Access::Users).then_some(CENTER);
+        let login = (plan.access != Access::Open).then_some(CENTER);
         let center = Center::start(broker.port, Version::V5, ID, login);
-        let gateway = Gateway::configured(&configuration(plan, broker.port, plc.port));
+        let port = if plan.access == Access::Certificates { broker.tls_port } else { broker.port };
+        let gateway = Gateway::configured(&configuration(plan, port, plc.port));
         gateway.write("password", GATEWAY.1);
+        gateway.write("ca.crt", &broker.authority.cert());
+        gateway.write_identity(&broker.authority.client(ID, ALWAYS));
         Self { gateway, center, plc, broker }
     }
 
@@ -140,17 +144,22 @@ impl Park {
 
 /// The whole file.
 pub(crate) fn configuration(plan: &Plan<'_>, broker: u16, plc: u16) -> String {
-    let login = match plan.access {
-        Access::Open => String::new(),
-        Access::Users => format!("username = \"{}\"\npassword_file = \"{{dir}}/password\"\n", GATEWAY.0),
+    let (scheme, login) = match plan.access {
+        Access::Open => ("mqtt", String::new()),
+        Access::Users => ("mqtt", format!("username = \"{}\"\npassword_file = \"{{dir}}/password\"\n", GATEWAY.0)),
+        Access::Certificates => ("mqtts", TLS_FILES.to_owned()),
     };
     format!(
-        "[gateway]\nid = \"{ID}\"\nlanguage = \"en\"\n\n[command_center]\nurls = [\"mqtt://127.0.0.1:{broker}\"]\n\
+        "[gateway]\nid = \"{ID}\"\nlanguage = \"en\"\n\n[command_center]\nurls = [\"{scheme}://127.0.0.1:{broker}\"]\n\
          {login}{}\n\n[outbox]\npath = \"{{dir}}/outbox\"\n\n[http]\nlisten = \"127.0.0.1:{{http}}\"\n\n{}",
         plan.command_center,
         plan.body.replace("{plc}", &plc.to_string()),
     )
 }
+
+/// What a gateway needs for a broker that wants certificates.
+pub(crate) const TLS_FILES: &str = "ca_file = \"{dir}/ca.crt\"\nclient_cert_file = \"{dir}/gateway.crt\"\n\
+                                    client_key_file = \"{dir}/gateway.key\"\n";
 
 /// Requests of one poll of [`CABINET`]: one a table.
 const CABINET_REQUESTS: u64 = 3;

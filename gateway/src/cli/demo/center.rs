@@ -204,7 +204,7 @@ impl Center {
                 let complete = self.ledger.is_complete();
                 self.complete.send_if_modified(|before| std::mem::replace(before, complete) != complete);
             }
-            Event::Rejected { .. } | Event::Panicked => {}
+            Event::Rejected { .. } | Event::Renewed(_) | Event::Panicked => {}
         }
     }
 

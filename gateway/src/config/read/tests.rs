@@ -40,6 +40,7 @@ const SHIPPED: &str = include_str!("../../../../config/gardu.toml");
 
 mod mistakes;
 mod serial;
+mod tls;
 
 struct Folder(TempDir);
 
@@ -319,7 +320,7 @@ id = «name»"Taman Elektrik"
 «unknown-key-near»langage = "id"
 
 [command_center]
-urls = [«later-value»"mqtts://cc1.example.go.id"]
+urls = [«url-server-name»"mqtts://cc.1"]
 keep_alive = «range»"1s"
 
 [[modbus]]
@@ -371,6 +372,7 @@ fn every_text_exists_and_is_used() {
         include_str!("../modbus.rs"),
         include_str!("../serial.rs"),
         include_str!("../mqtt.rs"),
+        include_str!("../tls.rs"),
         include_str!("../alarms.rs"),
         include_str!("../../cli/check.rs"),
         include_str!("../../cli/check/buses.rs"),

@@ -52,7 +52,9 @@ pub async fn run(
             let broker = Broker { url, version, login, tls, keep_alive };
             ClientTask::new(&gateway, broker, intake, outlet, clock).run().await
         }
-        Endpoint::Listen { address, login } => ListenTask::new(address, login, intake, outlet, clock).run().await,
+        Endpoint::Listen { address, login, tls } => {
+            ListenTask::new(address, login, tls, intake, outlet, clock).run().await
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 use bytes::BytesMut;
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesOrdered};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
     sync::{mpsc, oneshot, watch},
     time::{Interval, interval, timeout},
@@ -22,9 +22,10 @@ use super::{
 use crate::{
     config::{Login, MqttVersion},
     source::mqtt::UNCOMMITTED_MAX,
+    wire::tls::server::Handshake,
 };
 
-/// A client that has something to say says CONNECT at once; slow ones hold a place that others need.
+/// A client that has something to say says CONNECT at once, behind the handshake of TLS if there is one; slow ones hold a place that others need.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// A client that takes no bytes for so long does not read any more.
 const WRITE_MAX: Duration = Duration::from_secs(10);
@@ -37,9 +38,18 @@ const CLIENT_ID_LEN_MAX: usize = 256;
 /// First room for bytes; grows to one packet.
 const BUFFER_LEN: usize = 2 * 1024;
 
+/// TCP, or TLS over it.
+pub(super) type Stream = Box<dyn Duplex>;
+
+/// Bytes in both directions.
+pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
 /// Serves one connection until it ends.
 pub(super) async fn serve(
-    mut stream: TcpStream,
+    stream: TcpStream,
+    tls: Option<Handshake>,
     peer: SocketAddr,
     serial: u64,
     login: Option<Arc<Login>>,
@@ -47,8 +57,15 @@ pub(super) async fn serve(
 ) {
     let _only_slower = stream.set_nodelay(true);
     let mut buffer = BytesMut::with_capacity(BUFFER_LEN);
-    let greeted = timeout(CONNECT_MAX, greet(&mut stream, &mut buffer, login.as_deref())).await;
-    let (version, connect) = match greeted.unwrap_or(Err(Rejected::Slow)) {
+    let greeted = timeout(CONNECT_MAX, async {
+        let mut stream: Stream = match tls {
+            None => Box::new(stream),
+            Some(handshake) => Box::new(handshake.accept(stream).await?),
+        };
+        let (version, connect) = greet(&mut stream, &mut buffer, login.as_deref()).await?;
+        Ok((stream, version, connect))
+    });
+    let (stream, version, connect) = match greeted.await.unwrap_or(Err(Rejected::Slow)) {
         Ok(greeted) => greeted,
         Err(why) => {
             let _no_owner_left = reporter.send(Report::Event(Event::Rejected { peer, why })).await;
@@ -89,7 +106,7 @@ pub(super) async fn serve(
 
 /// CONNECT, checked; a refusal is answered.
 async fn greet(
-    stream: &mut TcpStream,
+    stream: &mut Stream,
     buffer: &mut BytesMut,
     login: Option<&Login>,
 ) -> Result<(MqttVersion, Connect), Rejected> {
@@ -117,10 +134,12 @@ async fn greet(
     }
 }
 
-async fn refuse(stream: &mut TcpStream, version: MqttVersion, why: ConnectRefusal) -> Rejected {
+async fn refuse(stream: &mut Stream, version: MqttVersion, why: ConnectRefusal) -> Rejected {
     let mut out = BytesMut::new();
     codec::refuse(version, why, &mut out);
-    let _it_is_refused_either_way = stream.write_all(&out).await;
+    if stream.write_all(&out).await.is_ok() {
+        let _it_is_refused_either_way = stream.shutdown().await;
+    }
     why.into()
 }
 
@@ -173,7 +192,7 @@ enum Received {
 }
 
 struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     version: MqttVersion,
     id: ClientId,
     reporter: mpsc::Sender<Report>,
@@ -238,7 +257,11 @@ impl Connection {
         if self.out.is_empty() {
             return Ok(());
         }
-        let written = timeout(WRITE_MAX, self.stream.write_all(&self.out)).await;
+        let written = timeout(WRITE_MAX, async {
+            self.stream.write_all(&self.out).await?;
+            self.stream.flush().await // TLS keeps what the socket did not take yet
+        });
+        let written = written.await;
         self.out.clear();
         written.map_err(|_| End::NotReading)?.map_err(|_| End::Broken)
     }
@@ -336,7 +359,9 @@ impl Connection {
         if let Some(bye) = bye {
             codec::disconnect(self.version, bye, &mut self.out);
         }
-        let _it_is_over_either_way = self.flush().await;
+        if self.flush().await.is_ok() {
+            let _it_is_over_either_way = timeout(WRITE_MAX, self.stream.shutdown()).await;
+        }
         let will = will.filter(|_| !matches!(why, End::Left | End::Closed));
         let client = self.id;
         if let Some(message) = will {

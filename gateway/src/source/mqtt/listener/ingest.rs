@@ -6,13 +6,14 @@ use super::{End, Event, Listener, Rejected, codec::Grant};
 use crate::{
     backoff::{Backoff, Jitter, Pace},
     clock::Clock,
-    config::Login,
+    config::{ListenTls, Login},
     pipeline::Input,
     source::mqtt::{
         Handed, Outlet,
         intake::{Age, Intake},
     },
     supervise::TaskResult,
+    wire::tls::server::Acceptor,
 };
 
 /// One `[[mqtt]]` with `listen`.
@@ -20,6 +21,7 @@ use crate::{
 pub struct ListenTask {
     address: SocketAddr,
     login: Option<Login>,
+    tls: Option<ListenTls>,
     intake: Intake,
     outlet: Outlet,
     clock: Clock,
@@ -28,8 +30,15 @@ pub struct ListenTask {
 impl ListenTask {
     /// Feeds `intake` with what arrives at `address`.
     #[must_use]
-    pub const fn new(address: SocketAddr, login: Option<Login>, intake: Intake, outlet: Outlet, clock: Clock) -> Self {
-        Self { address, login, intake, outlet, clock }
+    pub const fn new(
+        address: SocketAddr,
+        login: Option<Login>,
+        tls: Option<ListenTls>,
+        intake: Intake,
+        outlet: Outlet,
+        clock: Clock,
+    ) -> Self {
+        Self { address, login, tls, intake, outlet, clock }
     }
 
     /// Runs until shutdown.
@@ -38,12 +47,11 @@ impl ListenTask {
         let shutdown = self.outlet.shutdown.clone();
         loop {
             self.outlet.beat.mark();
-            match Listener::bind(self.address, self.login.clone()).await {
+            match self.listen().await {
                 Ok(listener) => {
                     self.serve(listener).await;
                     return Ok(());
                 }
-                // Not our address yet (no link at boot), or still held by another program.
                 Err(reason) => {
                     let why = format!("cannot listen on {}: {reason}; trying again", self.address);
                     self.intake.complain("listen", &why, self.clock.now());
@@ -55,6 +63,14 @@ impl ListenTask {
                 () = tokio::time::sleep(backoff.after(Duration::ZERO, Pace::Near, Jitter::random())) => {}
             }
         }
+    }
+
+    /// Fails while it is not our address yet (no link at boot), another program holds it, or certificates are missing.
+    async fn listen(&self) -> Result<Listener, String> {
+        let tls = self.tls.as_ref().map(|files| Acceptor::new(files, self.clock.clone()));
+        let tls = tls.transpose().map_err(|fault| fault.to_string())?;
+        let listener = Listener::bind(self.address, self.login.clone()).await.map_err(|e| e.to_string())?;
+        Ok(listener.with_tls(tls))
     }
 
     /// Takes what arrives until shutdown.
@@ -101,6 +117,13 @@ impl ListenTask {
                 let kind = if matches!(why, Rejected::Refused(_)) { "refused" } else { "rejected" };
                 self.intake.complain(kind, &format!("{peer} was not let in: {why}"), self.clock.now());
             }
+            Event::Renewed(Ok(())) => {
+                tracing::info!(input = %self.intake.input(), "the listener's certificate files changed and count from now on");
+            }
+            Event::Renewed(Err(reason)) => {
+                let input = self.intake.input();
+                tracing::warn!(%input, %reason, "the listener's new certificate files cannot be used; those before stay");
+            }
             Event::Panicked => {
                 self.intake.complain("bug", &"a connection ended by a bug; the others go on", self.clock.now());
             }
@@ -135,7 +158,7 @@ mod tests {
         let shutdown = outlet.shutdown.clone();
         let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into(), None).await.expect("loopback");
         let address = listener.address().expect("bound");
-        let mut task = ListenTask::new(address, None, intake, outlet, clock);
+        let mut task = ListenTask::new(address, None, None, intake, outlet, clock);
         let owner = tokio::spawn(async move { task.serve(listener).await });
         for version in [V311, V5] {
             let mut device = Device::connect(address, version, "cam", None).await;

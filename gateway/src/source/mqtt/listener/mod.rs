@@ -6,7 +6,7 @@
 //! told the truth.
 //!
 //! No session is kept over a connection and delivery is at least once, also at QoS 2: a publisher that is cut off sends
-//! again. Not here: TLS, will delay, topic aliases, enhanced authentication. Bounds are constants with their reasons;
+//! again. With TLS if it is given certificates. Not here: will delay, topic aliases, enhanced authentication. Bounds are constants with their reasons;
 //! what is over them waits in the client, and a client that breaks the protocol ends only itself.
 
 pub mod codec;
@@ -21,7 +21,14 @@ use tokio::{
 };
 
 use self::codec::{Bye, ConnectRefusal, Grant, Malformed, Message};
-use crate::{config::Login, supervise::Children};
+use crate::{
+    config::Login,
+    supervise::Children,
+    wire::tls::{
+        FilesFault,
+        server::{Acceptor, Refusal},
+    },
+};
 
 /// Connections at once: a park has tens of cameras; 256 idle ones take some 2 MiB, 256 at full load 16 MiB.
 pub const CONNECTIONS_MAX: usize = 256;
@@ -115,6 +122,8 @@ pub enum Event {
         /// Why.
         why: Rejected,
     },
+    /// The files of TLS changed: from now on they count, or those before stay.
+    Renewed(Result<(), FilesFault>),
     /// A bug ended one connection; the others go on.
     Panicked,
 }
@@ -152,11 +161,14 @@ pub enum End {
 }
 
 /// Why someone was not let in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rejected {
     /// [`CONNECTIONS_MAX`] are there.
     #[error("{CONNECTIONS_MAX} clients are connected already")]
     Full,
+    /// No TLS with it.
+    #[error("{0}")]
+    NoTls(#[from] Refusal),
     /// No CONNECT in time.
     #[error("no CONNECT in time")]
     Slow,
@@ -185,6 +197,7 @@ enum Report {
 pub struct Listener {
     socket: TcpListener,
     login: Option<Arc<Login>>,
+    tls: Option<Acceptor>,
     connections: Children,
     clients: HashMap<ClientId, Client>,
     reporter: mpsc::Sender<Report>,
@@ -198,7 +211,13 @@ impl Listener {
         let socket = TcpListener::bind(address).await?;
         let (reporter, reports) = mpsc::channel(REPORTS_MAX);
         let (connections, clients) = (Children::default(), HashMap::new());
-        Ok(Self { socket, login: login.map(Arc::new), connections, clients, reporter, reports, serial: 0 })
+        Ok(Self { socket, login: login.map(Arc::new), tls: None, connections, clients, reporter, reports, serial: 0 })
+    }
+
+    /// Accepts only TLS, if there is an acceptor.
+    #[must_use]
+    pub fn with_tls(self, tls: Option<Acceptor>) -> Self {
+        Self { tls, ..self }
     }
 
     /// Where it listens: tells the port if 0 was asked for.
@@ -238,8 +257,13 @@ impl Listener {
                     }
                     Ok((stream, peer)) => {
                         self.serial += 1;
+                        let renewed = self.tls.as_mut().and_then(Acceptor::refresh);
+                        let tls = self.tls.as_ref().map(Acceptor::handshake);
                         let (login, reporter) = (self.login.clone(), self.reporter.clone());
-                        self.connections.spawn(connection::serve(stream, peer, self.serial, login, reporter));
+                        self.connections.spawn(connection::serve(stream, tls, peer, self.serial, login, reporter));
+                        if let Some(renewed) = renewed {
+                            return Event::Renewed(renewed);
+                        }
                     }
                     // A connection that was aborted in the queue, or no file handles: neither is ours to end for.
                     Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,

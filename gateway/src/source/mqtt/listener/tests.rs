@@ -1,5 +1,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests play the clients and the owner as tasks of their own")]
 
+mod tls;
+
 use std::{net::Ipv4Addr, pin::pin};
 
 use tokio::{
@@ -26,7 +28,12 @@ pub(crate) struct Owner {
 
 impl Owner {
     pub(crate) async fn start(login: Option<Login>) -> Self {
-        let mut listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into(), login).await.expect("loopback");
+        Self::start_with(login, None).await
+    }
+
+    async fn start_with(login: Option<Login>, tls: Option<Acceptor>) -> Self {
+        let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into(), login).await.expect("loopback");
+        let mut listener = listener.with_tls(tls);
         let address = listener.address().expect("bound");
         let (sender, events) = mpsc::unbounded_channel();
         tokio::spawn(async move { while sender.send(listener.next().await).is_ok() {} });
@@ -99,12 +106,12 @@ pub(crate) const PONG: [u8; 2] = [0xD0, 0];
 
 /// The device's end, in bytes.
 pub(crate) struct Device {
-    stream: TcpStream,
+    stream: connection::Stream,
 }
 
 impl Device {
     async fn dial(address: SocketAddr) -> Self {
-        Self { stream: soon(TcpStream::connect(address)).await.expect("it listens") }
+        Self { stream: Box::new(soon(TcpStream::connect(address)).await.expect("it listens")) }
     }
 
     pub(crate) async fn connect(address: SocketAddr, version: MqttVersion, id: &str, will: Option<&str>) -> Self {
@@ -444,7 +451,11 @@ async fn thousands_of_broken_clients_do_not_disturb_a_good_one() {
                 }
                 Event::Subscribe { reply, .. } => drop(reply),
                 Event::Panicked => panic!("a connection panicked"),
-                Event::Connected(_) | Event::Unsubscribe { .. } | Event::Gone { .. } | Event::Rejected { .. } => {}
+                Event::Connected(_)
+                | Event::Unsubscribe { .. }
+                | Event::Gone { .. }
+                | Event::Renewed(_)
+                | Event::Rejected { .. } => {}
             }
         }
         assert_eq!(good.packet().await, [0x40, 2, 0, 1]);
