@@ -217,6 +217,8 @@ pub enum Presence {
 pub enum OfflineReason {
     /// It was stopped in good order.
     Stopped,
+    /// It left this connection in good order for another one: to an earlier broker, or with renewed certificates.
+    Moved,
     /// The connection was lost; the broker says so for us.
     Lost,
 }

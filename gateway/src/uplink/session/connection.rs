@@ -2,8 +2,11 @@
 
 mod beginning;
 mod incoming;
+mod leaving;
 mod outgoing;
 mod status;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -18,7 +21,7 @@ use tokio::sync::watch;
 
 use self::status::StatusKey;
 pub(super) use self::status::{standing, status};
-use super::{UplinkTask, denied::Denied};
+use super::{UplinkTask, certificates::Certificates, own_alarms::OwnAlarms, route::Route};
 use crate::{
     clock::{Boots, Now},
     command::Answer,
@@ -26,8 +29,8 @@ use crate::{
     record::Lane,
     store::{Head, StoreError, Stored},
     uplink::{
-        delivery::{Delivery, Hold},
-        message::Message,
+        delivery::{Delivery, Hold, VERDICT_DEADLINE},
+        message::{Message, OfflineReason},
         readback::ReadBack,
     },
     wire::{Down, Event, Limits, Publish, Receipt, Retain, Token, Wire},
@@ -42,7 +45,7 @@ const READ_BACK_MAX: Duration = Duration::from_secs(5);
 const STATUS_EVERY: Duration = Duration::from_secs(300);
 /// An absent command center holds deliveries no longer than this (DESIGN.md §5.1).
 const HOLD_MAX: Duration = Duration::from_secs(15 * 60);
-/// At shutdown: for what is in flight, for the last status, for DISCONNECT. systemd waits longer than all of them.
+/// On leaving: for what is in flight, for the last status, for DISCONNECT. systemd waits longer than all of them.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 const LAST_STATUS_MAX: Duration = Duration::from_secs(1);
 const DISCONNECT_MAX: Duration = Duration::from_secs(1);
@@ -52,13 +55,23 @@ const COMMANDS_MAX: usize = 16;
 const EVENTS_AT_ONCE: usize = 128;
 /// Slots of the broker's window kept for replies, status and retained alarms.
 const SIDE_SLOTS: u16 = 4;
+/// A refused status, description or retained alarm is tried again so often.
+const REFUSED_AGAIN_MS: u64 = 60_000;
 /// Records read at once while looking for unconfirmed events.
 const SCAN_PAGE: usize = 256;
 
 /// How a connection ended.
+#[derive(Debug)]
 pub(super) enum End {
     /// Shutdown was asked for and is done.
     Stopped,
+    /// Left in good order, because an earlier broker is back.
+    Moved {
+        /// Which.
+        to: usize,
+    },
+    /// Left in good order, because certificate files changed.
+    Renewed,
     /// It broke.
     Down {
         /// Why.
@@ -82,7 +95,7 @@ enum Phase {
     /// The read-back is complete: correct what is wrong in it.
     Beginning,
     Delivering,
-    /// Shutdown: nothing new, what is in flight may still arrive.
+    /// We leave: nothing new, what is in flight may still arrive.
     Draining {
         since: Now,
     },
@@ -92,6 +105,34 @@ enum Phase {
     },
 }
 
+/// Why we leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Parting {
+    /// Shutdown.
+    Stop,
+    /// To an earlier broker.
+    Move { to: usize },
+    /// To connect with renewed certificates.
+    Renew,
+}
+
+impl Parting {
+    const fn reason(self) -> OfflineReason {
+        match self {
+            Self::Stop => OfflineReason::Stopped,
+            Self::Move { .. } | Self::Renew => OfflineReason::Moved,
+        }
+    }
+
+    const fn end(self) -> End {
+        match self {
+            Self::Stop => End::Stopped,
+            Self::Move { to } => End::Moved { to },
+            Self::Renew => End::Renewed,
+        }
+    }
+}
+
 /// A publish that is not a record.
 enum Side {
     Marker,
@@ -99,14 +140,42 @@ enum Side {
     Farewell,
     /// An answer; the command is acknowledged when it is on its way.
     Reply(Receipt),
-    Other,
+    /// Retained: a status, a description, an alarm.
+    Retained,
+}
+
+/// One that waits for its verdict.
+struct SideSent {
+    since: Now,
+    what: SideWaits,
+}
+
+enum SideWaits {
+    Marker,
+    Farewell,
+    Reply,
+    /// Kept, to be tried again if it is refused.
+    Retained(Publish),
 }
 
 /// What others have finished for us.
 enum Done {
-    Answered { answer: Option<Answer>, topic: String, correlation: Option<Bytes>, receipt: Receipt },
-    Declared { lane: Lane, position: u64, durable: bool },
+    Answered {
+        answer: Option<Answer>,
+        topic: String,
+        correlation: Option<Bytes>,
+        receipt: Receipt,
+    },
+    Declared {
+        lane: Lane,
+        position: u64,
+        durable: bool,
+    },
     RolledBack,
+    /// The first earlier broker that answers, if any does.
+    LookedBack(Option<usize>),
+    /// Whether a connection with the changed certificate files would do.
+    LookedAtCertificates(Result<(), Down>),
 }
 
 enum Wake {
@@ -118,15 +187,18 @@ enum Wake {
 }
 
 /// What is known beyond one connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Kept {
     /// A link that breaks often does not make the hold longer.
-    center_away_since: Option<Now>,
-    denied: Denied,
+    pub(super) center_away_since: Option<Now>,
+    pub(super) own: OwnAlarms,
+    pub(super) route: Route,
 }
 
 pub(super) struct Connection<'a> {
     task: &'a UplinkTask,
+    /// Which of the configuration's.
+    broker: usize,
     url: &'a BrokerUrl,
     session: u64,
     wire: Wire,
@@ -140,7 +212,10 @@ pub(super) struct Connection<'a> {
     last_token: Token,
     /// Bounded: replies by [`COMMANDS_MAX`] and the broker's unacknowledged commands, one status, one a device.
     sides: VecDeque<(Side, Publish)>,
-    side_tokens: HashMap<Token, Side>,
+    side_tokens: HashMap<Token, SideSent>,
+    /// Retained publishes the broker refused, by topic: tried again slowly. Bounded like those.
+    refused: BTreeMap<String, Publish>,
+    refused_again_at_ms: Option<u64>,
     /// Retained alarms to publish, by topic: the latest wins. Bounded by the alarms there are.
     states: BTreeMap<String, Publish>,
     sent_at: HashMap<Token, (Lane, Now)>,
@@ -155,6 +230,10 @@ pub(super) struct Connection<'a> {
     alarms_standing: u64,
     /// Said once a connection.
     side_refused: bool,
+    parting: Option<Parting>,
+    certificates: Certificates,
+    /// When to look next whether an earlier broker is back; none while one is asked, or where there is none.
+    look_back_at_ms: Option<u64>,
 }
 
 pub(super) const fn index(lane: Lane) -> usize {
@@ -165,18 +244,21 @@ pub(super) const fn index(lane: Lane) -> usize {
 }
 
 impl<'a> Connection<'a> {
+    #[expect(clippy::too_many_arguments, reason = "each is one thing that outlives the connection, or is made for it")]
     pub(super) fn new(
         task: &'a UplinkTask,
-        url: &'a BrokerUrl,
+        broker: usize,
         session: u64,
         wire: Wire,
         delivery: &'a mut Delivery,
         kept: &'a mut Kept,
         alarms_standing: u64,
+        certificates: Certificates,
     ) -> Self {
         Self {
             task,
-            url,
+            broker,
+            url: &task.center.urls[broker],
             session,
             wire,
             delivery,
@@ -189,6 +271,8 @@ impl<'a> Connection<'a> {
             last_token: 0,
             sides: VecDeque::new(),
             side_tokens: HashMap::new(),
+            refused: BTreeMap::new(),
+            refused_again_at_ms: None,
             states: BTreeMap::new(),
             sent_at: HashMap::new(),
             delivered: Vec::new(),
@@ -201,6 +285,9 @@ impl<'a> Connection<'a> {
             kept,
             alarms_standing,
             side_refused: false,
+            parting: None,
+            certificates,
+            look_back_at_ms: None,
         }
     }
 
@@ -230,19 +317,17 @@ impl<'a> Connection<'a> {
             self.task.beat.mark();
             self.settle().await?;
             self.pump().await?;
-            if let Phase::Leaving { since } = self.phase {
-                let told =
-                    !self.side_tokens.values().any(|side| matches!(side, Side::Farewell)) && self.sides.is_empty();
-                if told || self.task.clock.now().since(since) >= LAST_STATUS_MAX {
-                    self.wire.disconnect(DISCONNECT_MAX).await;
-                    return Ok(End::Stopped);
-                }
+            if let (Phase::Leaving { since }, Some(parting)) = (self.phase, self.parting)
+                && (self.farewell_said() || self.task.clock.now().since(since) >= LAST_STATUS_MAX)
+            {
+                self.wire.disconnect(DISCONNECT_MAX).await;
+                return Ok(parting.end());
             }
         }
     }
 
     async fn select(&mut self, tick: &mut tokio::time::Interval) -> Wake {
-        let stopping = matches!(self.phase, Phase::Draining { .. } | Phase::Leaving { .. });
+        let stopping = self.parting == Some(Parting::Stop);
         let [alarms, telemetry] = &mut self.heads;
         tokio::select! {
             event = self.wire.next() => Wake::Wire(event),
@@ -265,7 +350,7 @@ impl<'a> Connection<'a> {
             Wake::Done(done) => self.done(done),
             Wake::Tick => return self.tick(),
             Wake::Stop if self.up_since.is_none() => return Some(End::Stopped),
-            Wake::Stop => self.phase = Phase::Draining { since: self.task.clock.now() },
+            Wake::Stop => self.part(Parting::Stop),
         }
         None
     }
@@ -287,16 +372,22 @@ impl<'a> Connection<'a> {
             Done::Declared { lane, position, durable: false } => self.delivery.forget(lane, position),
             Done::RolledBack if self.phase == Phase::RollingBack => self.phase = Phase::Beginning,
             Done::RolledBack => {}
+            Done::LookedBack(found) => self.looked_back(found),
+            Done::LookedAtCertificates(outcome) => self.looked_at_certificates(outcome),
         }
     }
 
     fn tick(&mut self) -> Option<End> {
         let now = self.task.clock.now();
-        self.tell_denied(now);
+        if let Some(up_since) = self.up_since {
+            self.kept.own.conflict.connected(up_since, now);
+        }
+        self.task.tell(&mut self.kept.own);
         match self.phase {
             Phase::Subscribing { since } if now.since(since) > SUBSCRIBE_MAX => return Some(self.down(Down::Silent)),
             Phase::ReadingBack { since } if now.since(since) > READ_BACK_MAX => self.read_back_complete(),
             Phase::Draining { since } if now.since(since) >= DRAIN_MAX => self.leave(),
+            Phase::Delivering => self.look_around(now),
             _ => {}
         }
         if self.kept.center_away_since.is_some_and(|since| now.since(since) > HOLD_MAX) {
@@ -306,11 +397,18 @@ impl<'a> Connection<'a> {
             .status_said
             .as_ref()
             .is_some_and(|(at, key)| now.since(*at) >= STATUS_EVERY || *key != self.status_key(now));
-        if self.delivery.overdue(now) {
+        // Leaving has tighter bounds of its own.
+        if self.parting.is_none() && self.overdue(now) {
             tracing::warn!("a publish had no answer for 30 s: giving this connection up");
             return Some(self.down(Down::Silent));
         }
         None
+    }
+
+    /// Whether any publish, a record or not, has had no answer for too long: then the path is dead, even if pings pass.
+    fn overdue(&mut self, now: Now) -> bool {
+        let mut sides = self.side_tokens.values();
+        self.delivery.overdue(now) || sides.any(|sent| now.since(sent.since) > VERDICT_DEADLINE)
     }
 }
 

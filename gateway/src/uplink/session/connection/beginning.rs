@@ -102,7 +102,7 @@ impl Connection<'_> {
         self.status_due = true;
         for device in &self.task.devices {
             let message = message::device(about, device);
-            self.sides.push_back((Side::Other, publish(message, Retain::Yes, CONTENT_TYPE_JSON)));
+            self.sides.push_back((Side::Retained, publish(message, Retain::Yes, CONTENT_TYPE_JSON)));
         }
         self.correct_alarms().await?;
         let limits = self.limits.expect("the phase follows CONNACK");
@@ -111,6 +111,7 @@ impl Connection<'_> {
         self.delivery.up(usize::from(allowed), live_from);
         self.delivery.set_hold(if self.kept.center_away_since.is_some() { Hold::AllButCritical } else { Hold::None });
         self.phase = Phase::Delivering;
+        self.plan_look_back();
         Ok(())
     }
 

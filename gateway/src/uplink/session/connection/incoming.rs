@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::{COMMANDS_MAX, Connection, Done, Phase, Side, publish};
+use super::{COMMANDS_MAX, Connection, Done, Phase, Side, SideWaits, publish};
 use crate::{
     clock::Now,
     command::{Answer, Refusal},
@@ -13,7 +13,7 @@ use crate::{
         delivery::{Hold, Outcome},
         message::{self, CONTENT_TYPE_JSON},
         readback::SeenStatus,
-        session::denied,
+        session::conflict::Heard,
     },
     wire::{self, Publish, Receipt, Retain, Token, Verdict},
 };
@@ -35,11 +35,7 @@ impl Connection<'_> {
                     }
                 }
             }
-            Some("status") if reading && message.retained => self.read_back.saw_status(&message.payload),
-            Some("status") => {
-                // The will of an older session, published late: we are here.
-                self.status_due |= SeenStatus::parse(&message.payload).is_some_and(|status| status.is_offline());
-            }
+            Some("status") => self.status_said(&message, reading),
             Some(topic) if reading => {
                 if let Some(alarm) = topic.strip_prefix("alarm/") {
                     self.read_back.saw_alarm(alarm, &message.payload);
@@ -50,6 +46,18 @@ impl Connection<'_> {
             Some(_) | None => {}
         }
         self.wire.acknowledge(message.receipt);
+    }
+
+    fn status_said(&mut self, message: &wire::Message, reading: bool) {
+        let Some(status) = SeenStatus::parse(&message.payload) else { return };
+        let heard = if message.retained { Heard::Kept } else { Heard::Live };
+        self.kept.own.conflict.saw(self.broker, &status, heard, self.task.clock.now());
+        if reading && message.retained {
+            self.read_back.saw_status(status);
+        } else {
+            // The will of an older session, published late: we are here.
+            self.status_due |= status.is_offline();
+        }
     }
 
     fn center_said(&mut self, payload: &[u8]) {
@@ -103,21 +111,13 @@ impl Connection<'_> {
 
     pub(super) fn confirmed(&mut self, token: Token, verdict: Verdict) {
         let now = self.task.clock.now();
-        if let Some(side) = self.side_tokens.remove(&token) {
-            let refused = !matches!(verdict, Verdict::Accepted | Verdict::NoSubscriber);
-            if refused && !self.side_refused {
-                self.side_refused = true;
-                tracing::warn!(?verdict, "the broker refuses a status, a reply or a retained alarm; check its ACL");
-            }
-            if matches!(side, Side::Marker) && refused {
-                self.read_back_complete();
-            }
-            return;
+        if let Some(sent) = self.side_tokens.remove(&token) {
+            return self.side_confirmed(sent.what, verdict, now);
         }
         let metrics = &self.task.metrics;
         if let Some((lane, since)) = self.sent_at.remove(&token) {
             metrics.uplink_puback_seconds.observe(now.since(since).as_secs_f64());
-            self.kept.denied.note(lane, verdict);
+            self.kept.own.note(lane, verdict);
             if let Some(word) = refusal_word(verdict) {
                 metrics.uplink_refused.with_label_values(&[lane.as_str(), word]).inc();
             }
@@ -133,15 +133,21 @@ impl Connection<'_> {
             self.outcome(outcome);
         }
         metrics.uplink_in_flight.set(i64::try_from(self.delivery.in_flight()).unwrap_or(i64::MAX));
-        self.tell_denied(now);
+        self.task.tell(&mut self.kept.own);
     }
 
-    /// Tells the pipeline whether we are denied a lane. A full queue is no reason to wait: the next tick tells.
-    pub(super) fn tell_denied(&mut self, now: Now) {
-        if let Some(denied) = self.kept.denied.untold()
-            && self.task.pipeline.try_send(Input::Readings(vec![denied::reading(denied, now)])).is_ok()
-        {
-            self.kept.denied.told(denied);
+    fn side_confirmed(&mut self, what: SideWaits, verdict: Verdict, now: Now) {
+        if matches!(verdict, Verdict::Accepted | Verdict::NoSubscriber) {
+            return;
+        }
+        if !self.side_refused {
+            self.side_refused = true;
+            tracing::warn!(?verdict, "the broker refuses a status, a reply or a retained alarm; check its ACL");
+        }
+        match (what, verdict) {
+            (SideWaits::Marker, _) => self.read_back_complete(),
+            (SideWaits::Retained(publish), Verdict::NotAuthorised | Verdict::Later(_)) => self.refused(publish, now),
+            (SideWaits::Retained(_) | SideWaits::Farewell | SideWaits::Reply, _) => {}
         }
     }
 

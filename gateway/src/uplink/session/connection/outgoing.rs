@@ -2,7 +2,7 @@
 
 use tokio::sync::oneshot;
 
-use super::{Connection, Done, Phase, Side, index, publish};
+use super::{Connection, Done, Phase, REFUSED_AGAIN_MS, Side, SideSent, SideWaits, index, publish};
 use crate::{
     clock::Now,
     pipeline::Input,
@@ -105,7 +105,7 @@ impl Connection<'_> {
             while self.wire.has_room()
                 && let Some((_, state)) = self.states.pop_first()
             {
-                self.publish_side(Side::Other, state);
+                self.publish_side(Side::Retained, state);
             }
             while self.send(Lane::Telemetry) {
                 sent = true;
@@ -126,17 +126,35 @@ impl Connection<'_> {
 
     fn publish_side(&mut self, side: Side, publish: Publish) {
         self.last_token += 1;
+        let (token, since) = (self.last_token, self.task.clock.now());
         let bytes = publish.topic.len() + publish.payload.len();
-        if self.wire.publish(self.last_token, publish) {
-            self.task.metrics.uplink_sent_bytes.inc_by(bytes as u64);
-            let side = match side {
-                Side::Reply(receipt) => {
-                    self.wire.acknowledge(receipt);
-                    Side::Other
-                }
-                other => other,
-            };
-            self.side_tokens.insert(self.last_token, side);
+        let again = matches!(side, Side::Retained).then(|| publish.clone());
+        self.refused.remove(&publish.topic); // this one is newer
+        if !self.wire.publish(token, publish) {
+            if let Some(again) = again {
+                self.refused(again, since);
+            }
+            return;
+        }
+        self.task.metrics.uplink_sent_bytes.inc_by(bytes as u64);
+        let what = match (side, again) {
+            (Side::Marker, _) => SideWaits::Marker,
+            (Side::Farewell, _) => SideWaits::Farewell,
+            (Side::Reply(receipt), _) => {
+                self.wire.acknowledge(receipt);
+                SideWaits::Reply
+            }
+            (Side::Retained, again) => SideWaits::Retained(again.expect("cloned above")),
+        };
+        self.side_tokens.insert(token, SideSent { since, what });
+    }
+
+    /// The broker does not take a retained publish now: it is tried again, unless a newer one is on its way.
+    pub(super) fn refused(&mut self, publish: Publish, now: Now) {
+        let newer = |sent: &SideSent| matches!(&sent.what, SideWaits::Retained(of) if of.topic == publish.topic);
+        if !self.states.contains_key(&publish.topic) && !self.side_tokens.values().any(newer) {
+            self.refused.insert(publish.topic.clone(), publish);
+            self.refused_again_at_ms.get_or_insert(now.mono_ms + REFUSED_AGAIN_MS);
         }
     }
 

@@ -1,6 +1,6 @@
-//! What a connection says of the gateway: online, and the last words.
+//! What a connection says of the gateway.
 
-use super::{Connection, Phase, Side, publish};
+use super::{Connection, Side, publish};
 use crate::{
     alarm::{AlarmState, State},
     clock::Now,
@@ -26,19 +26,13 @@ impl Connection<'_> {
         let now = self.task.clock.now();
         let status = status(self.task, self.session, self.alarms_standing, Presence::Online, None);
         let message = message::status(&self.task.about, &status);
-        self.sides.push_front((Side::Other, publish(message, Retain::Yes, CONTENT_TYPE_JSON)));
+        let conflict = &mut self.kept.own.conflict;
+        conflict.speak_in(&status.lanes.a.epoch);
+        conflict.said_online(self.broker);
+        self.sides.push_front((Side::Retained, publish(message, Retain::Yes, CONTENT_TYPE_JSON)));
         self.status_said = Some((now, self.status_key(now)));
         self.status_due = false;
         Ok(())
-    }
-
-    pub(super) fn leave(&mut self) {
-        self.phase = Phase::Leaving { since: self.task.clock.now() };
-        self.states.clear();
-        let status =
-            status(self.task, self.session, self.alarms_standing, Presence::Offline, Some(OfflineReason::Stopped));
-        let message = message::status(&self.task.about, &status);
-        self.sides.push_back((Side::Farewell, publish(message, Retain::Yes, CONTENT_TYPE_JSON)));
     }
 
     pub(super) fn status_key(&self, now: Now) -> StatusKey {
