@@ -18,3 +18,4 @@ mod operation;
 mod serial;
 mod tls;
 mod twins;
+mod uplink;

@@ -174,7 +174,7 @@ impl Committer {
                 self.write_within(CONFIRM_WAIT_MAX_MS);
             }
             Job::Read { position, records_max, answer } => {
-                drop(answer.send(self.chain.read(position, records_max).inspect_err(note)?))
+                drop(answer.send(self.chain.read(position, records_max).inspect_err(note)?));
             }
             Job::Alarm(id, answer) => drop(answer.send(self.chain.alarm(&id).inspect_err(note)?)),
             Job::Alarms(answer) => drop(answer.send(self.chain.alarms().inspect_err(note)?)),
