@@ -8,6 +8,7 @@ pub(crate) mod ledger;
 pub(crate) mod mqtt;
 pub(crate) mod park;
 pub(crate) mod plc;
+pub(crate) mod proxy;
 
 use std::{
     net::TcpListener,

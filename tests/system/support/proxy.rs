@@ -1,0 +1,771 @@
+//! A TCP proxy with every fault a mobile network has, scripted while it runs; it stands between the gateway and a server.
+//!
+//! Terms: **up** is from the client to the server, **down** the other way. The [`Conditions`] of a connection say what
+//! happens to the bytes of each way; the [`Door`] what happens to a client that knocks; a [`Cut`] ends what is there.
+//!
+//! It is as true as a proxy above TCP can be: a new connection waits one round trip for its handshake, one that begins in
+//! a hole comes into being only if its client is still there when the hole closes, and a connection that lost bytes never
+//! passes one again. What it cannot do (lost packets, half-open kernels) is done with the kernel's own filter elsewhere.
+
+use std::{
+    io,
+    net::TcpListener as StdListener,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, Interest},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
+    sync::{mpsc, watch},
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::free_port;
+
+/// Bytes read at once.
+const CHUNK_BYTES: usize = 16 * 1024;
+/// Chunks on their way: 64 MiB of full ones, far beyond what any link here carries in its delay.
+const CHUNKS_UNDER_WAY_MAX: usize = 4096;
+/// After FIN the other side may take so long to close as well.
+const HEAR_OUT_MAX: Duration = Duration::from_secs(10);
+/// A link with a rate sends so often a second, so that it trickles and does not burst.
+const PIECES_PER_S: u32 = 50;
+
+/// What happens to the bytes of one way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Way {
+    /// Whether they pass.
+    pub(crate) flow: Flow,
+    /// How long each is under way; it costs no bandwidth.
+    pub(crate) delay: Duration,
+    /// They arrive in pieces of 1 to so many bytes.
+    pub(crate) slice_bytes_max: Option<usize>,
+    /// The rate of the link.
+    pub(crate) bytes_per_s: Option<u32>,
+}
+
+/// Whether bytes pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Flow {
+    /// They do.
+    #[default]
+    Pass,
+    /// Nothing passes and nothing is read, as on a dead path: senders' buffers fill. After it all arrives, as TCP has it.
+    Hold,
+    /// They are taken and thrown away, as by a box in the network that confirms and forgets. A connection that lost bytes
+    /// so stays dead.
+    Swallow,
+}
+
+/// Both ways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Conditions {
+    /// From client to server.
+    pub(crate) up: Way,
+    /// From server to client.
+    pub(crate) down: Way,
+}
+
+impl Conditions {
+    /// The same both ways.
+    pub(crate) const fn both(way: Way) -> Self {
+        Self { up: way, down: way }
+    }
+
+    /// Nothing but a delay, each way.
+    pub(crate) fn delayed(each_way: Duration) -> Self {
+        Self::both(Way { delay: each_way, ..Way::default() })
+    }
+
+    /// Nothing but this flow, both ways.
+    pub(crate) fn flowing(flow: Flow) -> Self {
+        Self::both(Way { flow, ..Way::default() })
+    }
+
+    fn pass(&self) -> bool {
+        self.up.flow == Flow::Pass && self.down.flow == Flow::Pass
+    }
+}
+
+/// Which connections are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// Those there are and those to come.
+    All,
+    /// Those there are: a NAT forgot them, and new ones work.
+    Present,
+    /// Those to come.
+    Coming,
+}
+
+/// What a client meets that connects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Door {
+    /// It is let through.
+    Open,
+    /// Nobody listens: connection refused.
+    Closed,
+    /// It is accepted, and never hears a word.
+    Silent,
+}
+
+/// How connections end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// FIN to both sides.
+    Fin,
+    /// RST to both sides.
+    Reset,
+    /// FIN to the client after what is under way; the other way stays until another cut.
+    Half,
+}
+
+/// A running proxy; it ends with this value, and its connections with it.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    /// Where it listens.
+    pub(crate) port: u16,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// The server's port.
+    server: u16,
+    door: watch::Sender<Door>,
+    script: Mutex<Script>,
+    accepted: AtomicU64,
+    up_bytes: AtomicU64,
+    down_bytes: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Script {
+    /// For connections to come.
+    coming: Conditions,
+    present: Vec<Handle>,
+}
+
+/// The strings of one connection.
+#[derive(Debug)]
+struct Handle {
+    conditions: watch::Sender<Conditions>,
+    orders: mpsc::UnboundedSender<Order>,
+}
+
+/// What a connection does once.
+#[derive(Debug)]
+enum Order {
+    Cut(Cut),
+    /// Bytes to the client that the server never sent.
+    Inject(Vec<u8>),
+}
+
+impl Proxy {
+    /// Listens on a port of its own and passes everything to this one.
+    pub(crate) fn to(server: u16) -> Self {
+        let shared = Arc::new(Shared {
+            server,
+            door: watch::Sender::new(Door::Open),
+            script: Mutex::default(),
+            accepted: AtomicU64::new(0),
+            up_bytes: AtomicU64::new(0),
+            down_bytes: AtomicU64::new(0),
+        });
+        let (port, stop) = (free_port(), CancellationToken::new());
+        let listener = listen(port).expect("the port was free a moment ago");
+        let (inner, stopped) = (shared.clone(), stop.clone());
+        let thread = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            // Connections end with their runtime.
+            runtime.block_on(stopped.run_until_cancelled(serve(port, listener, inner)));
+        });
+        Self { port, shared, stop, thread: Some(thread) }
+    }
+
+    /// What happens to bytes from now on.
+    pub(crate) fn set(&self, reach: Reach, conditions: Conditions) {
+        let mut script = self.shared.script();
+        if reach != Reach::Present {
+            script.coming = conditions;
+        }
+        if reach != Reach::Coming {
+            for handle in &script.present {
+                handle.conditions.send_replace(conditions);
+            }
+        }
+    }
+
+    /// What happens to clients that connect from now on.
+    pub(crate) fn set_door(&self, door: Door) {
+        self.shared.door.send_replace(door);
+    }
+
+    /// The network is well again; connections that lost bytes stay dead.
+    pub(crate) fn heal(&self) {
+        self.set(Reach::All, Conditions::default());
+        self.set_door(Door::Open);
+    }
+
+    /// Ends every connection there is.
+    pub(crate) fn cut(&self, cut: Cut) {
+        self.order(|| Order::Cut(cut));
+    }
+
+    /// Sends bytes to the clients that their server never sent.
+    pub(crate) fn inject(&self, bytes: &[u8]) {
+        self.order(|| Order::Inject(bytes.to_vec()));
+    }
+
+    /// Connections accepted so far, whatever became of them.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.shared.accepted.load(Ordering::SeqCst)
+    }
+
+    /// Connections there are.
+    pub(crate) fn present(&self) -> usize {
+        self.shared.script().present.len()
+    }
+
+    /// Bytes that reached the server and the clients so far.
+    pub(crate) fn passed_bytes(&self) -> (u64, u64) {
+        (self.shared.up_bytes.load(Ordering::SeqCst), self.shared.down_bytes.load(Ordering::SeqCst))
+    }
+
+    fn order(&self, order: impl Fn() -> Order) {
+        for handle in &self.shared.script().present {
+            // It may be ending by itself.
+            let _ended = handle.orders.send(order());
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the proxy does not panic");
+        }
+    }
+}
+
+impl Shared {
+    /// The script, without the connections that have ended.
+    fn script(&self) -> MutexGuard<'_, Script> {
+        let mut script = self.script.lock().expect("no panic while the script is held");
+        script.present.retain(|handle| !handle.orders.is_closed());
+        script
+    }
+}
+
+fn listen(port: u16) -> io::Result<StdListener> {
+    let listener = StdListener::bind(("127.0.0.1", port))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Accepts as the door says.
+async fn serve(port: u16, listener: StdListener, shared: Arc<Shared>) {
+    let mut listener = Some(TcpListener::from_std(listener).expect("a socket of ours"));
+    let mut door = shared.door.subscribe();
+    let mut unheard = Vec::new();
+    loop {
+        let now = *door.borrow_and_update();
+        if now == Door::Closed {
+            listener = None;
+        } else if listener.is_none() {
+            listener = Some(TcpListener::from_std(listen(port).expect("our port is still free")).expect("a socket"));
+        }
+        if now != Door::Silent {
+            unheard.clear();
+        }
+        let knock = async {
+            match &listener {
+                Some(listener) => listener.accept().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = door.changed() => changed.expect("the script outlives us"),
+            knocked = knock => {
+                let Ok((client, _)) = knocked else { continue };
+                shared.accepted.fetch_add(1, Ordering::SeqCst);
+                if now == Door::Silent {
+                    unheard.push(client);
+                } else {
+                    tokio::spawn(connection(client, shared.clone(), enter(&shared)));
+                }
+            }
+        }
+    }
+}
+
+/// What a connection hears from the script.
+struct Ears {
+    conditions: watch::Receiver<Conditions>,
+    orders: mpsc::UnboundedReceiver<Order>,
+}
+
+/// Puts a connection into the script.
+fn enter(shared: &Shared) -> Ears {
+    let mut script = shared.script();
+    let (conditions, hears_conditions) = watch::channel(script.coming);
+    let (orders, hears_orders) = mpsc::unbounded_channel();
+    script.present.push(Handle { conditions, orders });
+    Ears { conditions: hears_conditions, orders: hears_orders }
+}
+
+/// One connection, from its handshake to its end. An error of either side is passed on as RST.
+async fn connection(mut client: TcpStream, shared: Arc<Shared>, mut ears: Ears) {
+    let Some(mut server) = handshake(&client, &shared, &mut ears).await else { return };
+    let cut = {
+        let ((from_client, to_client), (from_server, to_server)) = (client.split(), server.split());
+        let (up, up_queue) = mpsc::channel(CHUNKS_UNDER_WAY_MAX);
+        let (down, down_queue) = mpsc::channel(CHUNKS_UNDER_WAY_MAX);
+        let conditions = &ears.conditions;
+        let up_way = || Watched { conditions: conditions.clone(), way: |c| c.up };
+        let down_way = || Watched { conditions: conditions.clone(), way: |c| c.down };
+        let both = async {
+            tokio::try_join!(
+                take(from_client, up, up_way()),
+                give(up_queue, to_server, up_way(), &shared.up_bytes),
+                take(from_server, down.clone(), down_way()),
+                give(down_queue, to_client, down_way(), &shared.down_bytes),
+            )
+        };
+        tokio::pin!(both);
+        loop {
+            tokio::select! {
+                ended = &mut both => break if ended.is_ok() { Cut::Fin } else { Cut::Reset },
+                Some(order) = ears.orders.recv() => match order {
+                    // A full queue has more to say before its end than any test waits for.
+                    Order::Cut(Cut::Half) => drop(down.try_send(Item { due: Instant::now(), bytes: Vec::new() })),
+                    Order::Cut(cut) => break cut,
+                    Order::Inject(bytes) => drop(down.try_send(Item { due: Instant::now(), bytes })),
+                },
+            }
+        }
+    };
+    drop(ears);
+    for side in [&mut client, &mut server] {
+        // Either side may be gone already.
+        let _gone = match cut {
+            Cut::Reset => side.set_zero_linger(),
+            Cut::Fin | Cut::Half => side.shutdown().await,
+        };
+    }
+    if cut != Cut::Reset {
+        tokio::join!(hear_out(client), hear_out(server));
+    }
+}
+
+/// Reads until the other side closes too: a socket closed with unread bytes sends RST, which is another fault.
+async fn hear_out(mut side: TcpStream) {
+    let mut buffer = [0; 1024];
+    let heard = async { while side.read(&mut buffer).await.is_ok_and(|length| length > 0) {} };
+    let _too_late = tokio::time::timeout(HEAR_OUT_MAX, heard).await;
+}
+
+/// Waits until both ways pass and a round trip is over, and connects to the server. `None` if the client gave up before,
+/// or the server is not there.
+async fn handshake(client: &TcpStream, shared: &Shared, ears: &mut Ears) -> Option<TcpStream> {
+    client.set_nodelay(true).ok()?;
+    let passing = async {
+        ears.conditions.wait_for(Conditions::pass).await.ok()?;
+        let Conditions { up, down } = *ears.conditions.borrow_and_update();
+        sleep(up.delay + down.delay).await;
+        Some(())
+    };
+    tokio::select! {
+        passing = passing => passing?,
+        () = left(client) => return None,
+        _ = ears.orders.recv() => return None,
+    }
+    let server = TcpStream::connect(("127.0.0.1", shared.server)).await.ok()?;
+    server.set_nodelay(true).ok()?;
+    Some(server)
+}
+
+/// Ends when the client has closed or reset its side, without reading what it said before.
+async fn left(client: &TcpStream) {
+    loop {
+        match client.ready(Interest::READABLE).await {
+            Ok(ready) if !ready.is_read_closed() => sleep(Duration::from_millis(5)).await,
+            Ok(_) | Err(_) => return,
+        }
+    }
+}
+
+/// A piece of the stream and when it may arrive; an empty one is its end.
+#[derive(Debug)]
+struct Item {
+    due: Instant,
+    bytes: Vec<u8>,
+}
+
+/// One way of a connection's conditions, and their changes.
+struct Watched {
+    conditions: watch::Receiver<Conditions>,
+    way: fn(&Conditions) -> Way,
+}
+
+impl Watched {
+    fn now(&mut self) -> Way {
+        (self.way)(&self.conditions.borrow_and_update())
+    }
+
+    async fn changed(&mut self) {
+        if self.conditions.changed().await.is_err() {
+            std::future::pending().await // the proxy ends, and everything with it
+        }
+    }
+}
+
+/// Reads what one side says, and stamps it.
+async fn take(mut from: ReadHalf<'_>, queue: mpsc::Sender<Item>, mut watched: Watched) -> io::Result<()> {
+    let mut buffer = vec![0; CHUNK_BYTES];
+    let mut lost = false;
+    loop {
+        let Way { flow, .. } = watched.now();
+        if flow == Flow::Hold {
+            watched.changed().await;
+            continue;
+        }
+        let length = tokio::select! {
+            read = from.read(&mut buffer) => read,
+            () = watched.changed() => continue,
+        };
+        // What was read while the conditions changed is treated by the new ones.
+        let Way { flow, delay, .. } = watched.now();
+        lost |= flow == Flow::Swallow;
+        if lost {
+            if matches!(length, Ok(0) | Err(_)) {
+                return std::future::pending().await; // nobody hears of the end either
+            }
+            continue;
+        }
+        let length = length?;
+        let item = Item { due: Instant::now() + delay, bytes: buffer[..length].to_vec() };
+        if queue.send(item).await.is_err() || length == 0 {
+            return Ok(()); // a half cut, or the end
+        }
+    }
+}
+
+/// Writes to the other side what is due.
+async fn give(
+    mut queue: mpsc::Receiver<Item>,
+    mut to: WriteHalf<'_>,
+    mut watched: Watched,
+    passed: &AtomicU64,
+) -> io::Result<()> {
+    let mut lost = false;
+    let mut free_at = Instant::now();
+    while let Some(Item { due, bytes }) = queue.recv().await {
+        sleep_until(due).await;
+        let mut left = bytes.as_slice();
+        loop {
+            let Way { flow, slice_bytes_max, bytes_per_s, .. } = watched.now();
+            lost |= flow == Flow::Swallow;
+            if lost {
+                break;
+            }
+            if flow == Flow::Hold {
+                watched.changed().await;
+                continue;
+            }
+            if left.is_empty() {
+                break;
+            }
+            let sliced = slice_bytes_max.map_or(left.len(), |most| fastrand::usize(1..=most.max(1)));
+            let paced = bytes_per_s.map_or(left.len(), |rate| (rate / PIECES_PER_S).max(1) as usize);
+            let piece = &left[..sliced.min(paced).min(left.len())];
+            let written = tokio::select! {
+                biased;
+                () = watched.changed() => continue,
+                written = async {
+                    sleep_until(free_at).await;
+                    to.write(piece).await
+                } => written,
+            };
+            let written = match written {
+                Ok(length) => length,
+                Err(e) => {
+                    // Who is gone says so against the stream; that does not pass a hole either.
+                    let _proxy_ends = watched.conditions.wait_for(Conditions::pass).await;
+                    return Err(e);
+                }
+            };
+            if let Some(rate) = bytes_per_s {
+                free_at = Instant::now().max(free_at) + Duration::from_secs(1) * written as u32 / rate.max(1);
+            }
+            passed.fetch_add(written as u64, Ordering::SeqCst);
+            left = &left[written..];
+            if slice_bytes_max.is_some() {
+                tokio::task::yield_now().await; // the reader gets its chance to see this piece alone
+            }
+        }
+        if bytes.is_empty() && !lost {
+            return to.shutdown().await;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{ErrorKind, Read, Write},
+        net::{Shutdown, TcpStream},
+        sync::atomic::AtomicUsize,
+        time::Instant,
+    };
+
+    use super::*;
+    use crate::support::{PATIENCE, until};
+
+    /// Long enough to have heard what passes, on any machine worth a test; a slower one would only miss a fault.
+    const A_WHILE: Duration = Duration::from_millis(300);
+
+    /// A server that says back what it hears.
+    struct Echo {
+        port: u16,
+        heard_bytes: Arc<AtomicUsize>,
+        connections: Arc<AtomicUsize>,
+    }
+
+    impl Echo {
+        fn start() -> Self {
+            let listener = StdListener::bind(("127.0.0.1", 0)).expect("a port");
+            let port = listener.local_addr().expect("its address").port();
+            let echo = Self { port, heard_bytes: Arc::default(), connections: Arc::default() };
+            let (heard_bytes, connections) = (echo.heard_bytes.clone(), echo.connections.clone());
+            thread::spawn(move || {
+                while let Ok((mut stream, _)) = listener.accept() {
+                    connections.fetch_add(1, Ordering::SeqCst);
+                    let heard_bytes = heard_bytes.clone();
+                    thread::spawn(move || {
+                        let mut buffer = [0; 4096];
+                        while let Ok(length @ 1..) = stream.read(&mut buffer) {
+                            heard_bytes.fetch_add(length, Ordering::SeqCst);
+                            if stream.write_all(&buffer[..length]).is_err() {
+                                return;
+                            }
+                        }
+                    });
+                }
+            });
+            echo
+        }
+
+        fn heard(&self, bytes: usize) {
+            until("the server hears it", || self.heard_bytes.load(Ordering::SeqCst) == bytes);
+        }
+    }
+
+    fn client(proxy: &Proxy) -> TcpStream {
+        let stream = TcpStream::connect(("127.0.0.1", proxy.port)).expect("the door is open");
+        stream.set_nodelay(true).expect("a socket of ours");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a socket of ours");
+        stream
+    }
+
+    fn says_and_hears(stream: &mut TcpStream, word: &[u8]) {
+        stream.write_all(word).expect("it can be sent");
+        hears(stream, word);
+    }
+
+    fn hears(stream: &mut TcpStream, word: &[u8]) {
+        let mut heard = vec![0; word.len()];
+        stream.read_exact(&mut heard).expect("an answer");
+        assert_eq!(heard, word);
+    }
+
+    fn hears_nothing(stream: &mut TcpStream) {
+        stream.set_read_timeout(Some(A_WHILE)).expect("a socket of ours");
+        let heard = stream.read(&mut [0; 16]);
+        assert!(heard.as_ref().is_err_and(|e| e.kind() == ErrorKind::WouldBlock), "{heard:?}");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a socket of ours");
+    }
+
+    fn set(proxy: &Proxy, up: Flow, down: Flow) {
+        let way = |flow| Way { flow, ..Way::default() };
+        proxy.set(Reach::All, Conditions { up: way(up), down: way(down) });
+    }
+
+    #[test]
+    fn a_delay_is_paid_once_and_not_for_every_message() {
+        let echo = Echo::start();
+        let proxy = Proxy::to(echo.port);
+        proxy.set(Reach::All, Conditions::delayed(Duration::from_millis(50)));
+        let began = Instant::now();
+        let mut stream = client(&proxy);
+        says_and_hears(&mut stream, b"first");
+        assert!(began.elapsed() >= Duration::from_millis(200), "a round trip of the handshake and one of the word");
+        let began = Instant::now();
+        let words = vec![b'x'; 2_000];
+        for word in words.chunks(4) {
+            stream.write_all(word).expect("it can be sent");
+        }
+        hears(&mut stream, &words);
+        let took = began.elapsed();
+        assert!(took >= Duration::from_millis(100), "{took:?}");
+        assert!(took < Duration::from_secs(5), "500 words one after the other would take 50 s: {took:?}");
+        assert_eq!(proxy.passed_bytes(), (2_005, 2_005));
+    }
+
+    #[test]
+    fn what_is_held_comes_after_all_and_what_is_swallowed_never() {
+        let echo = Echo::start();
+        let proxy = Proxy::to(echo.port);
+        let mut stream = client(&proxy);
+        says_and_hears(&mut stream, b"well");
+        set(&proxy, Flow::Hold, Flow::Hold);
+        stream.write_all(b"held").expect("the kernel takes it");
+        hears_nothing(&mut stream);
+        proxy.heal();
+        hears(&mut stream, b"held");
+        set(&proxy, Flow::Swallow, Flow::Swallow);
+        stream.write_all(b"gone").expect("the proxy takes it");
+        hears_nothing(&mut stream);
+        proxy.heal();
+        stream.write_all(b"more").expect("the proxy takes it");
+        hears_nothing(&mut stream);
+        says_and_hears(&mut client(&proxy), b"a new connection works");
+        assert_eq!(echo.heard_bytes.load(Ordering::SeqCst), 8 + 22);
+    }
+
+    #[test]
+    fn one_way_can_be_dead_alone() {
+        let echo = Echo::start();
+        let proxy = Proxy::to(echo.port);
+        let mut stream = client(&proxy);
+        says_and_hears(&mut stream, b"well");
+        set(&proxy, Flow::Pass, Flow::Hold);
+        stream.write_all(b"heard").expect("it can be sent");
+        echo.heard(9);
+        hears_nothing(&mut stream);
+        set(&proxy, Flow::Hold, Flow::Pass);
+        hears(&mut stream, b"heard");
+        stream.write_all(b"unheard").expect("the kernel takes it");
+        hears_nothing(&mut stream);
+        assert_eq!(echo.heard_bytes.load(Ordering::SeqCst), 9);
+    }
+
+    #[test]
+    fn a_forgotten_flow_is_dead_and_a_new_one_is_not() {
+        let echo = Echo::start();
+        let proxy = Proxy::to(echo.port);
+        let mut old = client(&proxy);
+        says_and_hears(&mut old, b"well");
+        proxy.set(Reach::Present, Conditions::flowing(Flow::Hold));
+        old.write_all(b"held").expect("the kernel takes it");
+        says_and_hears(&mut client(&proxy), b"well");
+        hears_nothing(&mut old);
+    }
+
+    #[test]
+    fn who_gave_up_in_a_hole_was_never_there() {
+        let echo = Echo::start();
+        let proxy = Proxy::to(echo.port);
+        set(&proxy, Flow::Hold, Flow::Pass);
+        let mut impatient = client(&proxy);
+        impatient.write_all(b"hello").expect("the kernel takes it");
+        let mut patient = client(&proxy);
+        patient.write_all(b"hello").expect("the kernel takes it");
+        until("both knocked", || proxy.accepted() == 2 && proxy.present() == 2);
+        drop(impatient);
+        until("one left", || proxy.present() == 1);
+        proxy.heal();
+        hears(&mut patient, b"hello");
+        assert_eq!(echo.connections.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn connections_end_as_ordered() {
+        let echo = Echo::start();
+        let proxy = Proxy::to(echo.port);
+        let mut stream = client(&proxy);
+        says_and_hears(&mut stream, b"well");
+        proxy.cut(Cut::Reset);
+        assert_eq!(stream.read(&mut [0; 16]).expect_err("RST").kind(), ErrorKind::ConnectionReset);
+
+        let mut stream = client(&proxy);
+        says_and_hears(&mut stream, b"well");
+        proxy.cut(Cut::Fin);
+        assert_eq!(stream.read(&mut [0; 16]).expect("FIN, not RST"), 0);
+
+        let mut stream = client(&proxy);
+        says_and_hears(&mut stream, b"well");
+        proxy.cut(Cut::Half);
+        assert_eq!(stream.read(&mut [0; 16]).expect("FIN"), 0);
+        stream.write_all(b"still").expect("this way is open");
+        echo.heard(12 + 5);
+        stream.shutdown(Shutdown::Both).expect("a socket of ours");
+        until("nobody is left", || proxy.present() == 0);
+    }
+
+    #[test]
+    fn the_door_can_be_closed_and_can_be_silent() {
+        let echo = Echo::start();
+        let proxy = Proxy::to(echo.port);
+        let mut inside = client(&proxy);
+        says_and_hears(&mut inside, b"well");
+        proxy.set_door(Door::Closed);
+        let refused =
+            || TcpStream::connect(("127.0.0.1", proxy.port)).is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused);
+        until("it is refused", refused);
+        says_and_hears(&mut inside, b"who is in stays in");
+        proxy.set_door(Door::Silent);
+        until("it is accepted", || TcpStream::connect(("127.0.0.1", proxy.port)).is_ok());
+        let mut stream = client(&proxy);
+        stream.write_all(b"hello").expect("the kernel takes it");
+        hears_nothing(&mut stream);
+        proxy.heal();
+        assert!(matches!(stream.read(&mut [0; 16]), Ok(0) | Err(_)), "its silence ends with its connection");
+        says_and_hears(&mut client(&proxy), b"well");
+    }
+
+    #[test]
+    fn a_slow_link_has_its_rate_and_a_sliced_one_its_pieces() {
+        let echo = Echo::start();
+        let proxy = Proxy::to(echo.port);
+        let way = Way { bytes_per_s: Some(40_000), ..Way::default() };
+        proxy.set(Reach::All, Conditions { up: way, down: Way::default() });
+        let mut stream = client(&proxy);
+        let began = Instant::now();
+        says_and_hears(&mut stream, &[7; 20_000]);
+        let took = began.elapsed();
+        assert!(took >= Duration::from_millis(450), "20 kB at 40 kB/s: {took:?}");
+
+        let sliced = Way { slice_bytes_max: Some(3), ..Way::default() };
+        proxy.set(Reach::All, Conditions::both(sliced));
+        stream.write_all(&[7; 3_000]).expect("it can be sent");
+        let length = stream.read(&mut [0; 3_000]).expect("the first piece");
+        assert!(length < 3_000, "{length} bytes at once");
+        hears(&mut stream, &vec![7; 3_000 - length]);
+    }
+
+    #[test]
+    fn garbage_comes_to_the_client_alone() {
+        let echo = Echo::start();
+        let proxy = Proxy::to(echo.port);
+        let mut stream = client(&proxy);
+        says_and_hears(&mut stream, b"well");
+        proxy.inject(&[0, 255, 0]);
+        hears(&mut stream, &[0, 255, 0]);
+        says_and_hears(&mut stream, b"well");
+        assert_eq!(echo.heard_bytes.load(Ordering::SeqCst), 8);
+    }
+}
