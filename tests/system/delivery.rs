@@ -1,95 +1,22 @@
 //! Nothing is lost: brokers and the daemon are killed under load, subscribers leave, rights are missing.
 
-use std::thread;
-
 use serde_json::json;
 
-use crate::{
-    contract,
-    support::{
-        broker::{Access, Broker, GATEWAY},
-        gateway::{Gateway, wipe},
-        kills,
-        ledger::Ledger,
-        mqtt::Version,
-        park::{CABINET, CAMERAS, Park, Plan, meters},
-        until,
-    },
+use crate::support::{
+    broker::{Access, Broker, GATEWAY},
+    gateway::{Gateway, wipe},
+    kills,
+    ledger::Ledger,
+    load::{self, Load, reads},
+    mqtt::Version,
+    park::{CABINET, CAMERAS, Park, Plan},
+    until,
 };
 
-/// Detections between two kills: enough that a kill meets commits, publishes and confirmations under way.
-const DETECTIONS: u64 = 60;
-/// Cameras that take turns.
-const CAMERA_COUNT: u64 = 3;
-/// Meter registers whose every change is telemetry.
-const METER_COUNT: u16 = 8;
-
-fn arrived(ledger: &Ledger) -> u64 {
-    ledger.events.iter().filter(|event| event.subject.ends_with("/motion/intruder")).count() as u64
-}
-
-/// Whether telemetry ever said this of a point.
-fn reads(ledger: &Ledger, point: &str, value: u16) -> Option<()> {
-    let mut readings = ledger.events.iter().filter_map(|event| event.data("readings").as_array()).flatten();
-    readings.any(|reading| reading["point"] == point && reading["value"] == value).then_some(())
-}
-
-/// Cameras publish detections, each confirmed before the next, and meters turn, while `fault` strikes again and again;
-/// then every detection must have arrived once, and every settled number with it.
-fn under_load(name: &str, plan: &str, fault: impl Fn(&mut Gateway, &mut Broker)) {
-    let body = format!("{CAMERAS}{}", meters("100ms", METER_COUNT, 1));
-    let mut park = Park::open_with(&Plan { access: Access::Open, command_center: plan, body: &body });
-    let mut camera = park.camera(Version::V311);
-    let total = kills() * DETECTIONS;
-    let Park { gateway, center, plc, broker } = &mut park;
-    thread::scope(|scope| {
-        let load = scope.spawn(|| {
-            for i in 0..total {
-                // Each camera's message ends what its message before began: every one is a transition.
-                let (which, value) = (i % CAMERA_COUNT, (i / CAMERA_COUNT).is_multiple_of(2));
-                plc.set(1, &format!("input:{}", i % u64::from(METER_COUNT)), u16::try_from(i + 1).unwrap_or(u16::MAX));
-                camera.publish(&format!("cam/kamera{which}/motion"), &value.to_string());
-            }
-        });
-        for kill in 1..=kills() {
-            let so_many = total * kill / (kills() + 1);
-            center.wait_for("the load to go on", |ledger| (arrived(ledger) >= so_many).then_some(()));
-            fault(gateway, broker);
-        }
-        load.join().expect("every detection was confirmed");
-    });
-    center.wait_for("every detection", |ledger| (arrived(ledger) >= total).then_some(()));
-    for which in 0..CAMERA_COUNT {
-        let alarm = format!("kamera{which}/motion/intruder");
-        let ledger = center.ledger();
-        for kind in ["raised", "cleared"] {
-            let mut occurrences: Vec<_> =
-                ledger.transitions(kind, &alarm).map(|e| e.data("occurrence").as_u64()).collect();
-            occurrences.sort_unstable();
-            let expected: Vec<_> = (1..=total / CAMERA_COUNT / 2).map(Some).collect();
-            assert_eq!(occurrences, expected, "{alarm} {kind}");
-        }
-    }
-    // The last of the meters' story, and every confirmation, before it is asked to stop.
-    park.plc.set(1, "input:0", u16::MAX);
-    park.center.wait_for("the last change of a meter", |ledger| reads(ledger, "meter1/p0", u16::MAX));
-    park.gateway.wait_for_metric("gardu_outbox_records{lane=\"a\"}", |waiting| waiting < 1.0);
-    let last = park.stop();
-    assert_eq!(last["reason"], "stopped", "{last}");
-    let proved = park.center.assert_complete();
-    let settled = last["lanes"]["a"]["settled"].as_u64().unwrap_or(0);
-    assert!(settled >= total, "only {settled} of {total} detections are settled: {last}");
-    let telemetry = park.center.ledger().events.iter().filter(|event| event.lane == 't').count();
-    eprintln!(
-        "{name}: {} kills, {total} detections, 0 lost; {} numbers settled, {} here, {} declared lost, {} repeated; \
-         {telemetry} telemetry events, {} payloads checked",
-        kills(),
-        proved.settled,
-        proved.arrived,
-        proved.declared_lost,
-        proved.duplicates,
-        contract::checked(),
-    );
+/// Cameras and meters work while `fault` strikes again and again; nothing is lost.
+fn under_load(name: &str, command_center: &str, fault: impl FnMut(&mut Gateway, &mut Broker)) {
+    let mut park = Park::open_with(&Plan { access: Access::Open, command_center, body: &load::body() });
+    Load { name, faults: kills() }.on(&mut park, fault);
 }
 
 /// A broker that is killed forgets what it had confirmed and not yet passed on; only the center's receipt proves more.
@@ -169,7 +96,7 @@ fn what_nobody_subscribed_to_is_kept_until_somebody_does() {
 
 #[test]
 fn a_lane_without_the_right_waits_and_the_other_goes_on() {
-    let body = format!("{CAMERAS}{}", meters("100ms", METER_COUNT, 1));
+    let body = load::body();
     let plan = Plan { access: Access::Users, command_center: "", body: &body };
     let mut park = Park::furnish(&plan);
     park.broker.set_denied(&["gardu/v1/+/telemetry/#"]);

@@ -5,6 +5,7 @@ pub(crate) mod broker;
 pub(crate) mod center;
 pub(crate) mod gateway;
 pub(crate) mod ledger;
+pub(crate) mod load;
 pub(crate) mod mqtt;
 pub(crate) mod park;
 pub(crate) mod plc;
