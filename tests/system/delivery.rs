@@ -1,5 +1,7 @@
 //! Nothing is lost: brokers and the daemon are killed under load, subscribers leave, rights are missing.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use crate::support::{
@@ -7,22 +9,30 @@ use crate::support::{
     gateway::{Gateway, wipe},
     kills,
     ledger::Ledger,
-    load::{self, Load, reads},
+    load::{self, Between, Load, random_moment, reads},
     mqtt::Version,
     park::{CABINET, CAMERAS, Park, Plan},
     until,
 };
 
+/// Both processes within so much are one power cut.
+const AT_ONCE: Duration = Duration::from_millis(3);
+
 /// Cameras and meters work while `fault` strikes again and again; nothing is lost.
-fn under_load(name: &str, command_center: &str, fault: impl FnMut(&mut Gateway, &mut Broker)) {
+fn under_load(name: &str, faults: u64, command_center: &str, fault: impl FnMut(&mut Gateway, &mut Broker)) {
     let mut park = Park::open_with(&Plan { access: Access::Open, command_center, body: &load::body() });
-    Load { name, faults: kills() }.on(&mut park, fault);
+    Load { name, faults, between: Between::Delivered }.on(&mut park, fault);
+}
+
+fn kill_and_start(gateway: &mut Gateway) {
+    gateway.kill9();
+    gateway.start();
 }
 
 /// A broker that is killed forgets what it had confirmed and not yet passed on; only the center's receipt proves more.
 #[test]
 fn no_event_is_lost_when_the_broker_is_killed_again_and_again() {
-    under_load("broker kill -9", "delivered_when = \"receipt\"", |_, broker| {
+    under_load("broker kill -9, receipts", kills(10), "delivered_when = \"receipt\"", |_, broker| {
         broker.kill9();
         broker.restart();
     });
@@ -30,38 +40,70 @@ fn no_event_is_lost_when_the_broker_is_killed_again_and_again() {
 
 #[test]
 fn no_event_is_lost_when_the_daemon_is_killed_again_and_again() {
-    under_load("daemon kill -9", "", |gateway, _| {
-        gateway.kill9();
-        gateway.start();
+    under_load("daemon kill -9", kills(10), "", |gateway, _| kill_and_start(gateway));
+}
+
+#[test]
+fn no_event_is_lost_when_both_are_killed_at_once_again_and_again() {
+    let name = "both kill -9 at once, receipts";
+    let mut dice = load::dice("which of both is first");
+    under_load(name, kills(5), "delivered_when = \"receipt\"", |gateway, broker| {
+        if dice.bool() {
+            gateway.kill9();
+            random_moment(&mut dice, AT_ONCE);
+            broker.kill9();
+        } else {
+            broker.kill9();
+            random_moment(&mut dice, AT_ONCE);
+            gateway.kill9();
+        }
+        if dice.bool() {
+            broker.restart();
+            gateway.start();
+        } else {
+            gateway.start();
+            broker.restart();
+        }
     });
 }
 
 #[test]
 fn mqtt_3_1_1_delivers_the_same() {
     let plan = "protocol = \"v3.1.1\"\ndelivered_when = \"puback\"";
-    under_load("3.1.1, daemon kill -9", plan, |gateway, _| {
-        gateway.kill9();
-        gateway.start();
+    under_load("daemon kill -9, 3.1.1", kills(5), plan, |gateway, _| kill_and_start(gateway));
+}
+
+/// Kills the daemon in one outage of its command center's broker, which was killed before, and ends the outage with the
+/// last: what was confirmed to a camera before each kill is there at the end.
+fn in_one_outage(name: &str, faults: u64, park: &mut Park) {
+    let mut left = faults;
+    Load { name, faults, between: Between::Confirmed }.on(park, |gateway, broker| {
+        kill_and_start(gateway);
+        left -= 1;
+        if left == 0 {
+            broker.restart();
+        }
     });
 }
 
 #[test]
-fn what_a_publisher_got_its_puback_for_survives_a_kill() {
-    let mut park = Park::open(CAMERAS);
-    // Nobody can have delivered it meanwhile: the command center's broker is gone.
+fn what_a_publisher_got_its_puback_for_survives_every_kill_of_one_outage() {
+    let body = load::body();
+    let mut park = Park::open(&body);
     park.broker.kill9();
-    for n in 0..kills() {
-        park.camera(Version::V311).publish(&format!("cam/kamera{n}/motion"), "true");
-        park.kill_and_start();
-    }
-    park.broker.restart();
-    for n in 0..kills() {
-        park.center.wait_for_transition("raised", &format!("kamera{n}/motion/intruder"));
-    }
-    park.center.assert_complete();
+    in_one_outage("daemon kill -9 in one outage", kills(6), &mut park);
 }
 
-/// The twin of the test above: it is the store that makes it pass.
+#[test]
+fn a_daemon_that_never_connected_before_it_was_killed_has_lost_nothing() {
+    let body = load::body();
+    let mut park = Park::furnish(&Plan { access: Access::Open, command_center: "", body: &body });
+    park.broker.kill9();
+    park.gateway.start();
+    in_one_outage("daemon kill -9 before it ever connected", kills(4), &mut park);
+}
+
+/// The twin of the two tests above: it is the store that makes it pass.
 #[test]
 fn without_its_store_the_same_alarm_is_gone() {
     let mut park = Park::open(CAMERAS);

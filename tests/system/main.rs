@@ -15,3 +15,4 @@ mod around;
 mod delivery;
 mod faults;
 mod operation;
+mod twins;

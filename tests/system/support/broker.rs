@@ -47,6 +47,15 @@ impl Broker {
 
     /// Starts one and waits until it answers.
     pub(crate) fn start_with(access: Access) -> Self {
+        Self::configured(access, "")
+    }
+
+    /// Starts an open one whose log tells of every packet.
+    pub(crate) fn start_talkative() -> Self {
+        Self::configured(Access::Open, "log_type all\n")
+    }
+
+    fn configured(access: Access, more: &str) -> Self {
         let dir = tempfile::tempdir().expect("a folder for the broker");
         let port = free_port();
         let path = |name: &str| dir.path().join(name).display().to_string();
@@ -55,7 +64,7 @@ impl Broker {
         // `user root` only matters to root: it keeps the private folder readable.
         let mut lines = format!(
             "listener {port} 127.0.0.1\nuser root\nset_tcp_nodelay true\nmax_inflight_messages 0\n\
-             max_queued_messages 100000\npersistence true\npersistence_location {}/\nlog_dest file {}\n",
+             max_queued_messages 100000\npersistence true\npersistence_location {}/\nlog_dest file {}\n{more}",
             dir.path().display(),
             path("log"),
         );
@@ -123,7 +132,8 @@ impl Broker {
         }
     }
 
-    fn log(&self) -> String {
+    /// What it wrote, over all restarts.
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 }

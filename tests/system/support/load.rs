@@ -4,7 +4,9 @@
 //! arrived once by its occurrence, each alarm's last state is exact, and every settled number is in the books.
 
 use std::{
-    fmt, thread,
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -16,6 +18,7 @@ use super::{
     ledger::Ledger,
     mqtt::{Publisher, Version},
     park::{CAMERAS, Park, meters},
+    until,
 };
 
 /// Device and client id of each camera.
@@ -36,12 +39,24 @@ pub(crate) struct Load<'a> {
     pub(crate) name: &'a str,
     /// Faults, spread over the whole load.
     pub(crate) faults: u64,
+    /// What must go on before the next one.
+    pub(crate) between: Between,
+}
+
+/// How far the park gets between two faults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Between {
+    /// A share of the detections is in the center's books: each fault meets a working uplink.
+    Delivered,
+    /// A share of the detections is confirmed to the cameras: the center may be out of reach.
+    Confirmed,
 }
 
 /// What was proved, as a row of a table.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    name: String,
+    /// What was done to whom.
+    pub(crate) name: String,
     /// Faults under load.
     pub(crate) kills: u64,
     /// Transitions the cameras caused.
@@ -54,7 +69,8 @@ pub(crate) struct Outcome {
     pub(crate) declared: usize,
     /// Deliveries of an id that was here already.
     pub(crate) repeated: u64,
-    took: Duration,
+    /// From the first event to the end of the proof.
+    pub(crate) took: Duration,
 }
 
 impl Outcome {
@@ -104,7 +120,7 @@ impl Load<'_> {
         let mut dice = dice(self.name);
         let share = self.faults * DETECTIONS;
         let Park { gateway, center, plc, broker } = &mut *park;
-        let (plc, ingest) = (&*plc, gateway.ingest);
+        let (plc, ingest, confirmed) = (&*plc, gateway.ingest, &AtomicU64::new(0));
         thread::scope(|scope| {
             let cameras = CAMERA_NAMES.map(|name| {
                 scope.spawn(move || {
@@ -114,13 +130,19 @@ impl Load<'_> {
                         plc.set(1, &format!("input:{}", n % u64::from(METER_COUNT)), value);
                         // Each message ends what the camera's message before began: every one is a transition.
                         camera.publish(&format!("cam/{name}/motion"), &(n % 2 == 1).to_string());
+                        confirmed.fetch_add(1, Ordering::Relaxed);
                     }
                 })
             });
             let total = share * CAMERA_NAMES.len() as u64;
             for n in 1..=self.faults {
                 let so_many = total * n / (self.faults + 1);
-                center.wait_for("the load to go on", |ledger| (arrived(ledger) >= so_many).then_some(()));
+                match self.between {
+                    Between::Delivered => {
+                        center.wait_for("the load to go on", |ledger| (arrived(ledger) >= so_many).then_some(()));
+                    }
+                    Between::Confirmed => until("the load goes on", || confirmed.load(Ordering::Relaxed) >= so_many),
+                }
                 random_moment(&mut dice, MOMENT_MAX);
                 fault(gateway, broker);
             }
