@@ -14,5 +14,7 @@ mod alarms;
 mod around;
 mod delivery;
 mod faults;
+mod namespace;
+mod network;
 mod operation;
 mod twins;

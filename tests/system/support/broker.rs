@@ -55,6 +55,11 @@ impl Broker {
         Self::configured(Access::Open, "log_type all\n")
     }
 
+    /// Starts an open one that takes no larger packet, and says so to MQTT 5 clients.
+    pub(crate) fn start_narrow(packet_bytes_max: u32) -> Self {
+        Self::configured(Access::Open, &format!("max_packet_size {packet_bytes_max}\n"))
+    }
+
     fn configured(access: Access, more: &str) -> Self {
         let dir = tempfile::tempdir().expect("a folder for the broker");
         let port = free_port();
@@ -92,6 +97,20 @@ impl Broker {
         self.child.wait().expect("the broker ended");
     }
 
+    /// Asks it to stop, and waits until it has.
+    pub(crate) fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        self.child.wait().expect("the broker ended");
+    }
+
+    /// Forgets everything while it is down: sessions, retained messages, what it had confirmed and not passed on.
+    pub(crate) fn forget(&self) {
+        match fs::remove_file(self.dir.path().join("mosquitto.db")) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => panic!("its memory cannot be taken: {e}"),
+            Ok(()) | Err(_) => {}
+        }
+    }
+
     /// Starts it again and waits until it answers.
     pub(crate) fn restart(&mut self) {
         self.child = launch(self.dir.path());
@@ -112,8 +131,12 @@ impl Broker {
 
     /// SIGHUP: mosquitto reads passwords and ACL again.
     fn reload(&self) {
+        self.signal(Signal::HUP);
+    }
+
+    fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process id");
-        kill_process(pid, Signal::HUP).expect("the broker runs");
+        kill_process(pid, signal).expect("the broker runs");
     }
 
     fn wait_until_it_answers(&mut self) {

@@ -1,11 +1,16 @@
 //! A park that works while something around it is broken again and again, and the proof that nothing was lost.
 //!
-//! Three cameras publish detections, each confirmed before its camera's next, and meters turn. The proof: each detection
-//! arrived once by its occurrence, each alarm's last state is exact, and every settled number is in the books.
+//! Three cameras publish detections, each confirmed before its camera's next, and meters turn. Each fault has its share of
+//! the load: it strikes when a quarter of it has gone through, and the rest goes on under it, however long it lasts. The
+//! proof: each detection arrived once by its occurrence, each alarm's last state is exact, and every settled number is in
+//! the books.
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Condvar, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -23,9 +28,11 @@ use super::{
 
 /// Device and client id of each camera.
 const CAMERA_NAMES: [&str; 3] = ["kamera0", "kamera1", "kamera2"];
-/// Of one camera between two faults: enough that a fault meets commits, publishes and confirmations under way. Even, so
-/// that each share ends what it began.
+/// Of one camera for each fault: enough that it meets commits, publishes and confirmations under way. Even, so that each
+/// share ends what it began.
 const DETECTIONS: u64 = 20;
+/// Of them, before the fault strikes.
+const DETECTIONS_BEFORE: u64 = 5;
 /// Meter registers whose every change is telemetry.
 const METER_COUNT: u16 = 8;
 /// A detection takes a few milliseconds from its PUBLISH to the center's books; within this time a fault can strike at any
@@ -37,7 +44,7 @@ const MOMENT_MAX: Duration = Duration::from_millis(30);
 pub(crate) struct Load<'a> {
     /// Names the row.
     pub(crate) name: &'a str,
-    /// Faults, spread over the whole load.
+    /// Faults, each with its share of the load.
     pub(crate) faults: u64,
     /// What must go on before the next one.
     pub(crate) between: Between,
@@ -120,12 +127,15 @@ impl Load<'_> {
         let mut dice = dice(self.name);
         let share = self.faults * DETECTIONS;
         let Park { gateway, center, plc, broker } = &mut *park;
-        let (plc, ingest, confirmed) = (&*plc, gateway.ingest, &AtomicU64::new(0));
+        let (plc, ingest, confirmed, gate) = (&*plc, gateway.ingest, &AtomicU64::new(0), &Gate::default());
         thread::scope(|scope| {
+            // Also if a fault panics: a camera that waits would keep the scope for ever.
+            let opens_at_the_end = OpensAtTheEnd(gate);
             let cameras = CAMERA_NAMES.map(|name| {
                 scope.spawn(move || {
                     let mut camera = Publisher::new(ingest, Version::V311, name);
                     for n in 1..=detections(name, share) {
+                        gate.wait_for(n);
                         let value = u16::try_from(n).unwrap_or(u16::MAX);
                         plc.set(1, &format!("input:{}", n % u64::from(METER_COUNT)), value);
                         // Each message ends what the camera's message before began: every one is a transition.
@@ -134,9 +144,9 @@ impl Load<'_> {
                     }
                 })
             });
-            let total = share * CAMERA_NAMES.len() as u64;
-            for n in 1..=self.faults {
-                let so_many = total * n / (self.faults + 1);
+            for n in 0..self.faults {
+                gate.open_to((n + 1) * DETECTIONS);
+                let so_many = (n * DETECTIONS + DETECTIONS_BEFORE) * CAMERA_NAMES.len() as u64;
                 match self.between {
                     Between::Delivered => {
                         center.wait_for("the load to go on", |ledger| (arrived(ledger) >= so_many).then_some(()));
@@ -146,6 +156,7 @@ impl Load<'_> {
                 random_moment(&mut dice, MOMENT_MAX);
                 fault(gateway, broker);
             }
+            drop(opens_at_the_end);
             for camera in cameras {
                 camera.join().expect("every detection was confirmed");
             }
@@ -190,6 +201,33 @@ impl Load<'_> {
         assert_eq!((lost, proved.declared_lost), (0, 0), "{}\n{}", park.center.ledger().outline(), park.gateway.log());
         assert_settled(&park.center.ledger(), &last);
         outcome
+    }
+}
+
+/// How many detections each camera may have made.
+#[derive(Debug, Default)]
+struct Gate {
+    open_to: Mutex<u64>,
+    opened: Condvar,
+}
+
+impl Gate {
+    fn open_to(&self, detections: u64) {
+        *self.open_to.lock().expect("no panic while the gate is held") = detections;
+        self.opened.notify_all();
+    }
+
+    fn wait_for(&self, detection: u64) {
+        let open_to = self.open_to.lock().expect("no panic while the gate is held");
+        drop(self.opened.wait_while(open_to, |open_to| *open_to < detection).expect("no panic while the gate is held"));
+    }
+}
+
+struct OpensAtTheEnd<'a>(&'a Gate);
+
+impl Drop for OpensAtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.open_to(u64::MAX);
     }
 }
 

@@ -54,10 +54,17 @@ impl Park {
 
     /// Everything but the gateway's process.
     pub(crate) fn furnish(plan: &Plan<'_>) -> Self {
-        let (broker, plc) = (Broker::start_with(plan.access), Plc::start());
+        let broker = Broker::start_with(plan.access);
+        let urls = format!("mqtt://127.0.0.1:{}", broker.port);
+        Self::furnish_around(broker, &[&urls], plan)
+    }
+
+    /// The same with a broker that is there, and where the gateway finds it.
+    pub(crate) fn furnish_around(broker: Broker, urls: &[&str], plan: &Plan<'_>) -> Self {
+        let plc = Plc::start();
         let login = (plan.access == Access::Users).then_some(CENTER);
         let center = Center::start(broker.port, Version::V5, ID, login);
-        let gateway = Gateway::configured(&configuration(plan, broker.port, plc.port));
+        let gateway = Gateway::configured(&configuration_with(plan, urls, plc.port));
         gateway.write("password", GATEWAY.1);
         Self { gateway, center, plc, broker }
     }
@@ -140,12 +147,16 @@ impl Park {
 
 /// The whole file.
 pub(crate) fn configuration(plan: &Plan<'_>, broker: u16, plc: u16) -> String {
+    configuration_with(plan, &[&format!("mqtt://127.0.0.1:{broker}")], plc)
+}
+
+fn configuration_with(plan: &Plan<'_>, urls: &[&str], plc: u16) -> String {
     let login = match plan.access {
         Access::Open => String::new(),
         Access::Users => format!("username = \"{}\"\npassword_file = \"{{dir}}/password\"\n", GATEWAY.0),
     };
     format!(
-        "[gateway]\nid = \"{ID}\"\nlanguage = \"en\"\n\n[command_center]\nurls = [\"mqtt://127.0.0.1:{broker}\"]\n\
+        "[gateway]\nid = \"{ID}\"\nlanguage = \"en\"\n\n[command_center]\nurls = {urls:?}\n\
          {login}{}\n\n[outbox]\npath = \"{{dir}}/outbox\"\n\n[http]\nlisten = \"127.0.0.1:{{http}}\"\n\n{}",
         plan.command_center,
         plan.body.replace("{plc}", &plc.to_string()),

@@ -160,6 +160,7 @@ struct Script {
 /// The strings of one connection.
 #[derive(Debug)]
 struct Handle {
+    client: u16,
     conditions: watch::Sender<Conditions>,
     orders: mpsc::UnboundedSender<Order>,
 }
@@ -238,6 +239,11 @@ impl Proxy {
         self.shared.script().present.len()
     }
 
+    /// Their clients' ports.
+    pub(crate) fn clients(&self) -> Vec<u16> {
+        self.shared.script().present.iter().map(|handle| handle.client).collect()
+    }
+
     /// Bytes that reached the server and the clients so far.
     pub(crate) fn passed_bytes(&self) -> (u64, u64) {
         (self.shared.up_bytes.load(Ordering::SeqCst), self.shared.down_bytes.load(Ordering::SeqCst))
@@ -299,12 +305,12 @@ async fn serve(port: u16, listener: StdListener, shared: Arc<Shared>) {
         tokio::select! {
             changed = door.changed() => changed.expect("the script outlives us"),
             knocked = knock => {
-                let Ok((client, _)) = knocked else { continue };
+                let Ok((client, from)) = knocked else { continue };
                 shared.accepted.fetch_add(1, Ordering::SeqCst);
                 if now == Door::Silent {
                     unheard.push(client);
                 } else {
-                    tokio::spawn(connection(client, shared.clone(), enter(&shared)));
+                    tokio::spawn(connection(client, shared.clone(), enter(&shared, from.port())));
                 }
             }
         }
@@ -318,11 +324,11 @@ struct Ears {
 }
 
 /// Puts a connection into the script.
-fn enter(shared: &Shared) -> Ears {
+fn enter(shared: &Shared, client: u16) -> Ears {
     let mut script = shared.script();
     let (conditions, hears_conditions) = watch::channel(script.coming);
     let (orders, hears_orders) = mpsc::unbounded_channel();
-    script.present.push(Handle { conditions, orders });
+    script.present.push(Handle { client, conditions, orders });
     Ears { conditions: hears_conditions, orders: hears_orders }
 }
 
@@ -427,7 +433,7 @@ impl Watched {
 
     async fn changed(&mut self) {
         if self.conditions.changed().await.is_err() {
-            std::future::pending().await // the proxy ends, and everything with it
+            std::future::pending::<()>().await; // the proxy ends, and everything with it
         }
     }
 }
