@@ -6,12 +6,13 @@ use serde_json::json;
 
 use crate::support::{
     broker::{Access, Broker, GATEWAY},
+    center::Center,
     gateway::{Gateway, wipe},
     kills,
     ledger::Ledger,
     load::{self, Between, Load, random_moment, reads},
-    mqtt::Version,
-    park::{CABINET, CAMERAS, Park, Plan},
+    mqtt::{Connection, Retain, Version},
+    park::{self, CABINET, CAMERAS, Park, Plan},
     until,
 };
 
@@ -34,6 +35,22 @@ fn kill_and_start(gateway: &mut Gateway) {
 fn no_event_is_lost_when_the_broker_is_killed_again_and_again() {
     under_load("broker kill -9, receipts", kills(10), "delivered_when = \"receipt\"", |_, broker| {
         broker.kill9();
+        broker.restart();
+    });
+}
+
+/// What a broker confirmed it keeps only for a center whose session it knows, and only if it may save before it ends:
+/// then its PUBACK is enough.
+#[test]
+fn no_event_is_lost_when_the_broker_is_restarted_in_peace() {
+    let body = load::body();
+    let mut park = Park::furnish(&Plan { access: Access::Open, command_center: "", body: &body });
+    park.center.leave();
+    park.center = Center::start_kept(park.broker.port, park::ID);
+    park.gateway.start();
+    let load = Load { name: "broker SIGTERM, no receipts", faults: kills(3), between: Between::Delivered };
+    load.on(&mut park, |_, broker| {
+        broker.stop();
         broker.restart();
     });
 }
@@ -103,7 +120,33 @@ fn a_daemon_that_never_connected_before_it_was_killed_has_lost_nothing() {
     in_one_outage("daemon kill -9 before it ever connected", kills(4), &mut park);
 }
 
-/// The twin of the two tests above: it is the store that makes it pass.
+/// A camera that never saw its PUBACKs sends again, and the daemon tells it again as a new occurrence: packet ids begin
+/// anew with each connection of many cameras, so what looks like a repeat may be news, and news is never swallowed.
+#[test]
+fn what_is_delivered_again_after_a_kill_is_told_again() {
+    let mut park = Park::open(CAMERAS);
+    let words = [("cam/kamera0/motion", b"true".as_slice()), ("cam/kamera0/motion", b"false")];
+    let open = |park: &Park| Connection::open_patiently(park.gateway.ingest, Version::V311, "camera", None);
+    let mut before = open(&park);
+    for (topic, payload) in words {
+        before.send_publish(topic, payload, Retain::No).expect("the gateway listens");
+    }
+    park.center.wait_for_transition("cleared", "kamera0/motion/intruder");
+    park.kill_and_start();
+    let mut again = open(&park);
+    for (topic, payload) in words {
+        again.send_publish_again(topic, payload).expect("the gateway listens");
+    }
+    park.center.wait_for("a second occurrence that ended", |ledger| {
+        let mut ended = ledger.transitions("cleared", "kamera0/motion/intruder");
+        ended.any(|event| event.data("occurrence") == 2).then_some(())
+    });
+    let told = |kind| park.center.ledger().transitions(kind, "kamera0/motion/intruder").count();
+    assert_eq!((told("raised"), told("cleared")), (2, 2));
+    park.center.assert_complete();
+}
+
+/// The twin of the tests above that kill the daemon: it is the store that makes it pass.
 #[test]
 fn without_its_store_the_same_alarm_is_gone() {
     let mut park = Park::open(CAMERAS);

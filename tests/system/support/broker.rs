@@ -97,7 +97,7 @@ impl Broker {
         self.child.wait().expect("the broker ended");
     }
 
-    /// Asks it to stop, and waits until it has.
+    /// Asks it to stop, as a restart of its service does, and waits until it has saved what it keeps.
     pub(crate) fn stop(&mut self) {
         self.signal(Signal::TERM);
         self.child.wait().expect("the broker ended");

@@ -94,7 +94,7 @@ pub(crate) enum Hold {
     Knock,
     /// Until an attempt to connect has failed for one of these reasons.
     Attempt(&'static [&'static str]),
-    /// Until so many more records are confirmed.
+    /// Until so many more records are confirmed, or none is left.
     Confirmed(f64),
 }
 
@@ -150,7 +150,7 @@ pub(crate) const MUTE: Kind = Kind {
         scene.proxy.set_door(Door::Silent);
         scene.proxy.cut(Cut::Reset);
     },
-    hold: Hold::Attempt(&["silent"]),
+    hold: Hold::Attempt(&["unreachable"]),
     ..PLAIN
 };
 
@@ -376,7 +376,7 @@ fn once(kind: &Kind, gateway: &mut Gateway, scene: &mut Scene<'_>) -> Option<Dur
             let noticed = ends(gateway);
             until(&what, || has_ended(&ends(gateway), &noticed, reasons));
         }
-        Hold::Confirmed(so_many) => until(&what, || confirmations(gateway) >= confirmed + so_many),
+        Hold::Confirmed(so_many) => until(&what, || confirmations(gateway) >= confirmed + so_many || !waits(gateway)),
     }
     (kind.heal)(scene);
     let healed = Instant::now();
@@ -401,6 +401,11 @@ pub(crate) fn ends(gateway: &Gateway) -> BTreeMap<String, f64> {
     let reason = |labels: String| labels.trim_start_matches("reason=\"").trim_end_matches('"').to_owned();
     let series = gateway.series("gardu_uplink_reconnects_total");
     series.into_iter().map(|(labels, count)| (reason(labels), count)).collect()
+}
+
+/// Whether a record waits for its confirmation.
+fn waits(gateway: &Gateway) -> bool {
+    gateway.series("gardu_outbox_records").values().any(|waiting| *waiting >= 1.0)
 }
 
 /// Records confirmed by the broker so far.

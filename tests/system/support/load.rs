@@ -1,15 +1,16 @@
 //! A park that works while something around it is broken again and again, and the proof that nothing was lost.
 //!
-//! Three cameras publish detections, each confirmed before its camera's next, and meters turn. Each fault has its share of
-//! the load: it strikes when a quarter of it has gone through, and the rest goes on under it, however long it lasts. The
-//! proof: each detection arrived once by its occurrence, each alarm's last state is exact, and every settled number is in
-//! the books.
+//! Three cameras publish detections and a sensor its level, each message confirmed before the same publisher's next, and
+//! meters turn. Each fault has its share of the detections: it strikes in the middle of them, and the rest goes on under
+//! it, however long it lasts. The proof: each detection arrived once by its occurrence, each confirmed level arrived, each
+//! alarm's last state is exact, and every settled number is in the books.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     sync::{
         Condvar, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -23,7 +24,7 @@ use super::{
     ledger::Ledger,
     mqtt::{Publisher, Version},
     park::{CAMERAS, Park, meters},
-    until,
+    pause, until,
 };
 
 /// Device and client id of each camera.
@@ -31,8 +32,21 @@ const CAMERA_NAMES: [&str; 3] = ["kamera0", "kamera1", "kamera2"];
 /// Of one camera for each fault: enough that it meets commits, publishes and confirmations under way. Even, so that each
 /// share ends what it began.
 const DETECTIONS: u64 = 20;
-/// Of them, before the fault strikes.
-const DETECTIONS_BEFORE: u64 = 5;
+/// Of them: so many are through when the moment comes, and so many may be made before the fault strikes.
+const DETECTIONS_THROUGH: u64 = 5;
+const DETECTIONS_BEFORE: u64 = 10;
+/// A sensor whose every change is telemetry, on the cameras' input: its confirmations wait for the other chain.
+const SENSOR: &str = r#"
+[[mqtt.subscribe]]
+topic = "level/{device}"
+format = "json"
+point = "{device}/tank/level"
+value = ""
+report = "change"
+
+"#;
+/// Device and client id of the sensor.
+const SENSOR_NAME: &str = "sensor";
 /// Meter registers whose every change is telemetry.
 const METER_COUNT: u16 = 8;
 /// A detection takes a few milliseconds from its PUBLISH to the center's books; within this time a fault can strike at any
@@ -66,11 +80,11 @@ pub(crate) struct Outcome {
     pub(crate) name: String,
     /// Faults under load.
     pub(crate) kills: u64,
-    /// Transitions the cameras caused.
+    /// Transitions the cameras caused, and confirmed levels.
     pub(crate) events: u64,
     /// Numbers the gateway calls settled, both lanes.
     pub(crate) settled: u64,
-    /// Transitions that never arrived.
+    /// How many of these never arrived.
     pub(crate) lost: u64,
     /// Settled numbers that were declared lost.
     pub(crate) declared: usize,
@@ -96,13 +110,19 @@ impl fmt::Display for Outcome {
 
 /// Everything below `[command_center]` that a load needs.
 pub(crate) fn body() -> String {
-    format!("{CAMERAS}{}", meters("100ms", METER_COUNT, 1))
+    format!("{CAMERAS}{SENSOR}{}", meters("100ms", METER_COUNT, 1))
 }
 
 /// Whether telemetry ever said this of a point.
 pub(crate) fn reads(ledger: &Ledger, point: &str, value: u16) -> Option<()> {
     let mut readings = ledger.events.iter().filter_map(|event| event.data("readings").as_array()).flatten();
     readings.any(|reading| reading["point"] == point && reading["value"] == value).then_some(())
+}
+
+/// Every value that telemetry ever said of a point.
+fn values(ledger: &Ledger, point: &str) -> BTreeSet<u64> {
+    let readings = ledger.events.iter().filter_map(|event| event.data("readings").as_array()).flatten();
+    readings.filter(|reading| reading["point"] == point).filter_map(|reading| reading["value"].as_u64()).collect()
 }
 
 /// A source of random moments; its seed is printed, and given again by `GARDU_SEED`.
@@ -127,10 +147,20 @@ impl Load<'_> {
         let mut dice = dice(self.name);
         let share = self.faults * DETECTIONS;
         let Park { gateway, center, plc, broker } = &mut *park;
-        let (plc, ingest, confirmed, gate) = (&*plc, gateway.ingest, &AtomicU64::new(0), &Gate::default());
-        thread::scope(|scope| {
-            // Also if a fault panics: a camera that waits would keep the scope for ever.
-            let opens_at_the_end = OpensAtTheEnd(gate);
+        let (plc, ingest, confirmed, over) = (&*plc, gateway.ingest, &AtomicU64::new(0), &AtomicBool::new(false));
+        let gate = &Gate::default();
+        let levels = thread::scope(|scope| {
+            // If a fault panics, publishers that wait or go on would keep the scope for ever.
+            let _ends = EndsPublishers { gate, over };
+            let sensor = scope.spawn(move || {
+                let (mut sensor, mut level) = (Publisher::new(ingest, Version::V5, SENSOR_NAME), 0);
+                while !over.load(Ordering::Relaxed) {
+                    level += 1;
+                    sensor.publish(&format!("level/{SENSOR_NAME}"), &level.to_string());
+                    pause();
+                }
+                level
+            });
             let cameras = CAMERA_NAMES.map(|name| {
                 scope.spawn(move || {
                     let mut camera = Publisher::new(ingest, Version::V311, name);
@@ -144,9 +174,9 @@ impl Load<'_> {
                     }
                 })
             });
-            for n in 0..self.faults {
-                gate.open_to((n + 1) * DETECTIONS);
-                let so_many = (n * DETECTIONS + DETECTIONS_BEFORE) * CAMERA_NAMES.len() as u64;
+            for before in (0..self.faults).map(|n| n * DETECTIONS) {
+                gate.open_to(before + DETECTIONS_BEFORE);
+                let so_many = (before + DETECTIONS_THROUGH) * CAMERA_NAMES.len() as u64;
                 match self.between {
                     Between::Delivered => {
                         center.wait_for("the load to go on", |ledger| (arrived(ledger) >= so_many).then_some(()));
@@ -154,17 +184,21 @@ impl Load<'_> {
                     Between::Confirmed => until("the load goes on", || confirmed.load(Ordering::Relaxed) >= so_many),
                 }
                 random_moment(&mut dice, MOMENT_MAX);
+                gate.open_to(before + DETECTIONS);
                 fault(gateway, broker);
             }
-            drop(opens_at_the_end);
+            gate.open_to(u64::MAX);
             for camera in cameras {
                 camera.join().expect("every detection was confirmed");
             }
+            over.store(true, Ordering::Relaxed);
+            sensor.join().expect("every level was confirmed")
         });
-        self.prove(park, share, began)
+        self.prove(park, share, levels, began)
     }
 
-    fn prove(&self, park: &mut Park, share: u64, began: Instant) -> Outcome {
+    /// `share` is what each camera detected, `levels` the last level of the sensor; both began with 1.
+    fn prove(&self, park: &mut Park, share: u64, levels: u64, began: Instant) -> Outcome {
         // The last of the meters' story, and every confirmation, before it is asked to stop.
         park.plc.set(1, "input:0", u16::MAX);
         park.center.wait_for("the last change of a meter", |ledger| reads(ledger, "meter1/p0", u16::MAX));
@@ -173,7 +207,8 @@ impl Load<'_> {
         }
         // What the broker confirmed it passes on in order: behind this the center has everything it will ever have.
         park.mark();
-        let (mut lost, mut events) = (0, 0);
+        let told = values(&park.center.ledger(), &format!("{SENSOR_NAME}/tank/level"));
+        let (mut lost, mut events) = ((1..=levels).filter(|level| !told.contains(level)).count() as u64, levels);
         for name in CAMERA_NAMES {
             let all = detections(name, share);
             events += all;
@@ -223,11 +258,15 @@ impl Gate {
     }
 }
 
-struct OpensAtTheEnd<'a>(&'a Gate);
+struct EndsPublishers<'a> {
+    gate: &'a Gate,
+    over: &'a AtomicBool,
+}
 
-impl Drop for OpensAtTheEnd<'_> {
+impl Drop for EndsPublishers<'_> {
     fn drop(&mut self) {
-        self.0.open_to(u64::MAX);
+        self.gate.open_to(u64::MAX);
+        self.over.store(true, Ordering::Relaxed);
     }
 }
 

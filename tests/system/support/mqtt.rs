@@ -1,7 +1,7 @@
 //! A small blocking MQTT client, 3.1.1 and 5: it shares no line with the library inside the gateway, so that one
 //! mistake cannot hide in both, and it reads everything the broker sent before it notices that the broker is gone.
 //!
-//! Keep alive is off, sessions are clean, publishes are QoS 1 and one at a time.
+//! Keep alive is off, sessions are clean unless asked otherwise, publishes are QoS 1 and one at a time.
 
 use std::{
     io::{self, BufReader, Read, Write},
@@ -16,6 +16,15 @@ use super::{PATIENCE, pause};
 pub(crate) enum Version {
     V311 = 4,
     V5 = 5,
+}
+
+/// What the broker remembers of us between two connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Session {
+    /// Nothing.
+    Clean,
+    /// Our subscriptions, and what came for us meanwhile.
+    Kept,
 }
 
 /// What a broker sends that matters here.
@@ -51,14 +60,30 @@ pub(crate) struct Connection {
 impl Connection {
     /// Connects with a clean session. A refused login is `PermissionDenied`.
     pub(crate) fn open(port: u16, version: Version, client_id: &str, login: Login<'_>) -> io::Result<Self> {
+        Self::open_session(port, version, client_id, login, Session::Clean)
+    }
+
+    /// Connects with one session or the other.
+    pub(crate) fn open_session(
+        port: u16,
+        version: Version,
+        client_id: &str,
+        login: Login<'_>,
+        session: Session,
+    ) -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)), PATIENCE)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut connection = Self { stream: BufReader::new(stream), version, last_id: 0 };
         let login_flags = if login.is_some() { 0xC0 } else { 0 };
         let mut body = text("MQTT");
-        body.extend([version as u8, 0x02 | login_flags, 0, 0]);
-        connection.no_properties(&mut body);
+        let clean_flag = if session == Session::Clean { 0x02 } else { 0 };
+        body.extend([version as u8, clean_flag | login_flags, 0, 0]);
+        match (version, session) {
+            // Session expiry interval (§3.1.2.11.2): never.
+            (Version::V5, Session::Kept) => body.extend([5, 0x11, 0xFF, 0xFF, 0xFF, 0xFF]),
+            (Version::V311 | Version::V5, _) => connection.no_properties(&mut body),
+        }
         body.extend(text(client_id));
         for word in login.iter().flat_map(|(user, password)| [user, password]) {
             body.extend(text(word));
@@ -105,12 +130,21 @@ impl Connection {
 
     /// Publishes at QoS 1; the PUBACK of the returned id arrives among the packets.
     pub(crate) fn send_publish(&mut self, topic: &str, payload: &[u8], retain: Retain) -> io::Result<u16> {
+        self.send_publish_as(0x32 | retain as u8, topic, payload)
+    }
+
+    /// The same for a message of an earlier connection that was not confirmed there: marked as a duplicate.
+    pub(crate) fn send_publish_again(&mut self, topic: &str, payload: &[u8]) -> io::Result<u16> {
+        self.send_publish_as(0x3A, topic, payload)
+    }
+
+    fn send_publish_as(&mut self, header: u8, topic: &str, payload: &[u8]) -> io::Result<u16> {
         let id = self.fresh_id();
         let mut body = text(topic);
         body.extend(id.to_be_bytes());
         self.no_properties(&mut body);
         body.extend(payload);
-        self.send(0x32 | retain as u8, &body)?;
+        self.send(header, &body)?;
         Ok(id)
     }
 

@@ -356,9 +356,9 @@ async fn connection(mut client: TcpStream, shared: Arc<Shared>, mut ears: Ears) 
                 ended = &mut both => break if ended.is_ok() { Cut::Fin } else { Cut::Reset },
                 Some(order) = ears.orders.recv() => match order {
                     // A full queue has more to say before its end than any test waits for.
-                    Order::Cut(Cut::Half) => drop(down.try_send(Item { due: Instant::now(), bytes: Vec::new() })),
+                    Order::Cut(Cut::Half) => drop(down.try_send(Item { due: Instant::now(), part: Part::End })),
                     Order::Cut(cut) => break cut,
-                    Order::Inject(bytes) => drop(down.try_send(Item { due: Instant::now(), bytes })),
+                    Order::Inject(bytes) => drop(down.try_send(Item { due: Instant::now(), part: Part::Bytes(bytes) })),
                 },
             }
         }
@@ -413,11 +413,20 @@ async fn left(client: &TcpStream) {
     }
 }
 
-/// A piece of the stream and when it may arrive; an empty one is its end.
+/// A part of the stream and when it may arrive.
 #[derive(Debug)]
 struct Item {
     due: Instant,
-    bytes: Vec<u8>,
+    part: Part,
+}
+
+#[derive(Debug)]
+enum Part {
+    Bytes(Vec<u8>),
+    /// FIN.
+    End,
+    /// RST. What was said before it has arrived.
+    Broken(io::Error),
 }
 
 /// One way of a connection's conditions, and their changes.
@@ -461,10 +470,14 @@ async fn take(mut from: ReadHalf<'_>, queue: mpsc::Sender<Item>, mut watched: Wa
             }
             continue;
         }
-        let length = length?;
-        let item = Item { due: Instant::now() + delay, bytes: buffer[..length].to_vec() };
-        if queue.send(item).await.is_err() || length == 0 {
-            return Ok(()); // a half cut, or the end
+        let part = match length {
+            Ok(0) => Part::End,
+            Ok(length) => Part::Bytes(buffer[..length].to_vec()),
+            Err(e) => Part::Broken(e),
+        };
+        let last = !matches!(part, Part::Bytes(_));
+        if queue.send(Item { due: Instant::now() + delay, part }).await.is_err() || last {
+            return Ok(()); // nobody takes it after a half cut
         }
     }
 }
@@ -478,9 +491,9 @@ async fn give(
 ) -> io::Result<()> {
     let mut lost = false;
     let mut free_at = Instant::now();
-    while let Some(Item { due, bytes }) = queue.recv().await {
+    while let Some(Item { due, part }) = queue.recv().await {
         sleep_until(due).await;
-        let mut left = bytes.as_slice();
+        let mut left = if let Part::Bytes(bytes) = &part { bytes.as_slice() } else { &[] };
         loop {
             let Way { flow, slice_bytes_max, bytes_per_s, .. } = watched.now();
             lost |= flow == Flow::Swallow;
@@ -522,8 +535,10 @@ async fn give(
                 tokio::task::yield_now().await; // the reader gets its chance to see this piece alone
             }
         }
-        if bytes.is_empty() && !lost {
-            return to.shutdown().await;
+        match part {
+            Part::End if !lost => return to.shutdown().await,
+            Part::Broken(e) if !lost => return Err(e),
+            Part::Bytes(_) | Part::End | Part::Broken(_) => {}
         }
     }
     Ok(())
