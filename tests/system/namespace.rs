@@ -146,8 +146,8 @@ fn inside(test: &str, story: impl FnOnce()) {
 /// Silently drops what a rule matches, from now on; each proxy has a table of its own.
 fn drop_packets(scene: &Scene<'_>, matches: &[String]) {
     let table = format!("inet gardu{}", scene.proxy.port);
-    let rules: String = matches.iter().map(|one| format!("{one} drop; ")).collect();
-    nft(&format!("table {table} {{ chain out {{ type filter hook output priority 0; {rules} }} }}"));
+    let rules: String = matches.iter().map(|one| format!("{one} drop\n")).collect();
+    nft(&format!("table {table} {{\nchain out {{\ntype filter hook output priority 0\n{rules}}}\n}}"));
 }
 
 fn drop_no_more(scene: &mut Scene<'_>) {

@@ -270,25 +270,25 @@ pub(crate) const FORGETFUL: Kind = Kind {
     ..PLAIN
 };
 
-/// Another client takes the client id. The gateway keeps away for half a minute and more, so that two of one name do not
-/// fight, and then takes it back.
+/// Another client takes the client id, until the gateway takes it back. MQTT 5 has a word for it, which not every broker
+/// says: mosquitto 2.0.11 only closes.
 pub(crate) const TAKEN_OVER: Kind = Kind {
     name: "client id taken over",
-    cost: 10,
     strike: |scene| *scene.intruder = Some(Connection::open_patiently(scene.broker.port, Version::V5, ID, None)),
-    notice: Notice::Within(AT_ONCE, &["taken-over"]),
+    notice: Notice::Within(AT_ONCE, &["taken-over", "closed"]),
+    hold: Hold::Knock,
     heal: |scene| *scene.intruder = None,
     ..PLAIN
 };
 
 /// A connection ends, and says so or says nonsense.
-pub(crate) const ENDS: [&Kind; 5] = [&CLOSED, &RESET, &HALF_CLOSED, &REFUSED, &GARBAGE];
+pub(crate) const ENDS: [&Kind; 6] = [&CLOSED, &RESET, &HALF_CLOSED, &REFUSED, &GARBAGE, &TAKEN_OVER];
 /// A connection falls silent.
 pub(crate) const SILENCES: [&Kind; 6] = [&HOLE, &SWALLOWED, &HOLE_UP, &HOLE_DOWN, &FORGOTTEN, &HOLE_SHORT];
 /// A connection is slow or crumbly.
 pub(crate) const SLOW: [&Kind; 3] = [&FAR, &GPRS, &SLICED];
 /// Half a minute or more goes by each time.
-pub(crate) const LONG: [&Kind; 3] = [&HOLE_SHIPPED, &MUTE, &TAKEN_OVER];
+pub(crate) const LONG: [&Kind; 2] = [&HOLE_SHIPPED, &MUTE];
 /// The broker itself.
 pub(crate) const BROKERS: [&Kind; 2] = [&RESTARTED, &FORGETFUL];
 
