@@ -83,6 +83,9 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
 /// A foreign crate, and who may name it: it can then be exchanged in one place.
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("rumqttc", &["wire", "source::mqtt::listener"]),
+    ("rustls", &["wire::tls", "config::tls"]),
+    ("tokio_rustls", &[]),
+    ("rustls_native_certs", &["wire::tls"]),
     ("sled", &["store"]),
     ("prometheus", &["metrics", "http"]),
     ("tokio_modbus", &["source::modbus", "cli::demo"]),

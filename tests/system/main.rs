@@ -17,4 +17,5 @@ mod faults;
 mod namespace;
 mod network;
 mod operation;
+mod tls;
 mod twins;

@@ -58,6 +58,7 @@ check-timezone = `{ $value }` is not a time zone; write it like "Asia/Jakarta" o
 # Addresses
 check-url = `{ $value }` is not an address known for `{ $key }`; write it like "{ $example }"
 check-url-login = `{ $key }` must not hold a user name or password; remove what stands before the @ and use username and password_file
+check-url-server-name = no certificate can be for `{ $value }`, so mqtts:// cannot be used with it; write the broker's DNS name or its address
 check-listen = `{ $value }` is not an address for `{ $key }`; write IP address and port like "127.0.0.1:1883"
 check-listen-open = this address can be reached from the network, so a login is required; add username and password_file, or use 127.0.0.1
 check-url-or-listen = write url (the gateway subscribes at a broker) or listen (devices publish straight to the gateway), not both
@@ -73,6 +74,18 @@ check-variable = `{ $value }` holds a variable that is not expanded here; only {
 check-secret-unreadable = the secret file { $path } cannot be read: { $reason }; make it with the password on one line, readable for the service's user gardu
 check-secret-utf8 = the secret file { $path } is not UTF-8 text; put the password into it on one line
 check-secret-empty = the secret file { $path } is empty; put the password into it on one line
+
+# TLS
+check-tls-plain = `{ $key }` is only for addresses that begin with mqtts://, and there is none here; write the address so, or remove this key
+check-tls-pair = `{ $key }` needs `{ $other }` beside it: the certificate says who the gateway is, the key proves it; add the other or remove this one
+check-pem-unreadable = the file { $path } cannot be read: { $reason }; put the PEM file there, readable for the service's user gardu
+check-pem-no-certificate = there is no certificate in { $path }; PEM files have a line -----BEGIN CERTIFICATE-----, a binary one is converted by: openssl x509 -inform der -in OLD -out NEW
+check-pem-no-key = there is no private key in { $path }; PEM files have a line -----BEGIN PRIVATE KEY-----, a binary one is converted by: openssl pkey -inform der -in OLD -out NEW
+check-pem-broken = the PEM text in { $path } is damaged; copy the whole file again, with its BEGIN and END lines
+check-pem-certificate = a certificate in { $path } cannot be used: it is damaged, or not of X.509 version 3 (openssl x509 -req makes that only with -extfile); have it issued again
+check-pem-key-encrypted = the private key in { $path } is locked with a password that nobody can type at a start; unlock it with: openssl pkey -in OLD -out NEW
+check-pem-key-kind = the private key in { $path } is of a kind that cannot be used; use ECDSA (P-256 or P-384), Ed25519, or RSA of 2048 to 4096 bits
+check-pem-key-other = the private key in { $path } does not belong to the certificate; use the key that the certificate was requested with
 
 # Modbus
 check-bus = { $section } `{ $name }` has no url, and no other bus has this name; write for example: url = "tcp://10.0.0.5:502"
@@ -136,6 +149,7 @@ check-refused = { $count ->
 } This configuration is not used.
 check-plan-ok = The configuration is valid: { $id } ({ $name })
 check-plan-center = Command center: { $urls }
+check-plan-plain = NOTE: user name and password go unencrypted to { $at }; write mqtts:// if the broker offers TLS
 check-plan-bus = Bus { $name } ({ $url })
 check-plan-device = { $name }, unit { $unit }: points { $points }, requests { $requests } each { $poll }, about { $cycle } ms
 check-plan-bus-sum = in all { $requests } requests a cycle, about { $cycle } ms; bus { $busy } % busy

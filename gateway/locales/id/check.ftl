@@ -58,6 +58,7 @@ check-timezone = `{ $value }` bukan zona waktu; tulis seperti "Asia/Jakarta" ata
 # Alamat
 check-url = `{ $value }` bukan alamat yang dikenal untuk `{ $key }`; tulis seperti "{ $example }"
 check-url-login = `{ $key }` tidak boleh berisi nama pengguna atau kata sandi; hapus bagian sebelum @ dan pakai username dan password_file
+check-url-server-name = tidak ada sertifikat yang dapat dibuat untuk `{ $value }`, jadi mqtts:// tidak dapat dipakai; tulis nama DNS broker atau alamat IP-nya
 check-listen = `{ $value }` bukan alamat untuk `{ $key }`; tulis alamat IP dan port seperti "127.0.0.1:1883"
 check-listen-open = alamat ini dapat dicapai dari jaringan, jadi wajib memakai login; tambahkan username dan password_file, atau pakai 127.0.0.1
 check-url-or-listen = tulis url (gateway berlangganan di broker) atau listen (perangkat mengirim langsung ke gateway), jangan keduanya
@@ -73,6 +74,18 @@ check-variable = `{ $value }` berisi variabel yang tidak diganti di sini; hanya 
 check-secret-unreadable = berkas rahasia { $path } tidak dapat dibaca: { $reason }; buat berkas itu berisi kata sandi dalam satu baris, terbaca oleh pengguna layanan gardu
 check-secret-utf8 = berkas rahasia { $path } bukan teks UTF-8; isi dengan kata sandi dalam satu baris
 check-secret-empty = berkas rahasia { $path } kosong; isi dengan kata sandi dalam satu baris
+
+# TLS
+check-tls-plain = `{ $key }` hanya untuk alamat yang diawali mqtts://, dan di sini tidak ada; tulis alamatnya demikian, atau hapus kunci ini
+check-tls-pair = `{ $key }` memerlukan `{ $other }`: sertifikat menyatakan siapa gateway ini, kunci membuktikannya; tambahkan pasangannya atau hapus yang ini
+check-pem-unreadable = berkas { $path } tidak dapat dibaca: { $reason }; letakkan berkas PEM di sana, terbaca oleh pengguna layanan gardu
+check-pem-no-certificate = tidak ada sertifikat di { $path }; berkas PEM memiliki baris -----BEGIN CERTIFICATE-----, berkas biner diubah dengan: openssl x509 -inform der -in LAMA -out BARU
+check-pem-no-key = tidak ada kunci privat di { $path }; berkas PEM memiliki baris -----BEGIN PRIVATE KEY-----, berkas biner diubah dengan: openssl pkey -inform der -in LAMA -out BARU
+check-pem-broken = teks PEM di { $path } rusak; salin ulang seluruh berkas, termasuk baris BEGIN dan END
+check-pem-certificate = sertifikat di { $path } tidak dapat dipakai: rusak, atau bukan X.509 versi 3 (openssl x509 -req membuatnya hanya dengan -extfile); minta diterbitkan ulang
+check-pem-key-encrypted = kunci privat di { $path } dikunci kata sandi, yang tidak dapat diketik saat layanan mulai; buka dengan: openssl pkey -in LAMA -out BARU
+check-pem-key-kind = jenis kunci privat di { $path } tidak dapat dipakai; pakai ECDSA (P-256 atau P-384), Ed25519, atau RSA 2048 sampai 4096 bit
+check-pem-key-other = kunci privat di { $path } bukan pasangan sertifikatnya; pakai kunci yang dipakai saat meminta sertifikat itu
 
 # Modbus
 check-bus = { $section } `{ $name }` tidak memiliki url, dan tidak ada bus lain bernama itu; tulis misalnya: url = "tcp://10.0.0.5:502"
@@ -133,6 +146,7 @@ check-message-language = pesan tidak memiliki bahasa gateway; tambahkan { $langu
 check-refused = { $count } masalah. Konfigurasi ini tidak dipakai.
 check-plan-ok = Konfigurasi sah: { $id } ({ $name })
 check-plan-center = Pusat komando: { $urls }
+check-plan-plain = CATATAN: nama pengguna dan kata sandi dikirim ke { $at } tanpa enkripsi; tulis mqtts:// bila broker menyediakan TLS
 check-plan-bus = Bus { $name } ({ $url })
 check-plan-device = { $name }, unit { $unit }: { $points } titik, { $requests } permintaan tiap { $poll }, sekitar { $cycle } ms
 check-plan-bus-sum = seluruhnya { $requests } permintaan per putaran, sekitar { $cycle } ms; bus sibuk { $busy } %

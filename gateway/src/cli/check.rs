@@ -3,14 +3,15 @@
 //!
 //! The plan is an estimate before anything runs; every assumption in it is a constant here and is said in the text.
 
-use std::{collections::BTreeMap, fmt::Write as _, path::Path, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr, path::Path, time::Duration};
 
 use serde_json::{Value as Json, json};
 
 use super::{Form, exit};
 use crate::{
     config::{
-        self, Config, Device, Endpoint, Language, Link, Need, Problems, Report, Subscription, TemplateSegment, units,
+        self, BrokerUrl, Config, Device, Endpoint, Language, Link, Login, Need, Problems, Report, Scheme, Subscription,
+        TemplateSegment, units,
     },
     text,
 };
@@ -164,6 +165,24 @@ fn url(link: &Link) -> String {
     }
 }
 
+/// Whether everybody on the way can read the login.
+fn exposes(login: Option<&Login>, url: &BrokerUrl) -> bool {
+    let host = url.host.trim_matches(['[', ']']);
+    let here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    login.is_some() && url.scheme == Scheme::Mqtt && !here
+}
+
+/// Addresses that a login travels to unencrypted.
+fn exposed(config: &Config) -> Vec<&BrokerUrl> {
+    let center = &config.command_center;
+    let inputs = config.mqtt.iter().filter_map(|input| match &input.endpoint {
+        Endpoint::Broker { url, login, .. } => Some((login, url)),
+        Endpoint::Listen { .. } => None,
+    });
+    let all = center.urls.iter().map(|url| (&center.login, url)).chain(inputs);
+    all.filter(|(login, url)| exposes(login.as_ref(), url)).map(|(_, url)| url).collect()
+}
+
 fn is_open(subscription: &Subscription) -> bool {
     subscription.point.0.iter().any(|segment| matches!(segment, TemplateSegment::Capture(_)))
 }
@@ -215,6 +234,7 @@ fn plan_json(config: &Config, plan: &Plan) -> Json {
         "buses": plan.buses.iter().map(bus).collect::<Vec<_>>(),
         "mqtt": config.mqtt.iter().map(input).collect::<Vec<_>>(),
         "points": plan.points,
+        "unencrypted": exposed(config).into_iter().map(ToString::to_string).collect::<Vec<_>>(),
         "open_subscriptions": plan.open,
         "rules": config.rules.len(),
         "month_bytes": plan.month_bytes,
@@ -271,6 +291,9 @@ fn plan_text(config: &Config, plan: &Plan, language: Language) -> String {
         };
         let count = input.subscriptions.len().into();
         say(0, key, &[("name", input.name.as_str().into()), ("at", at.into()), ("count", count)]);
+    }
+    for url in exposed(config) {
+        say(0, "check-plan-plain", &[("at", url.to_string().into())]);
     }
     say(0, "check-plan-points", &[("points", plan.points.into())]);
     if plan.open > 0 {
@@ -348,6 +371,28 @@ Telemetry data a month: about 22.7 MB
         let (indonesian, ..) = checked("1s", Language::Indonesian, Form::Text);
         assert_eq!(indonesian.lines().count(), english.lines().count());
         assert!(indonesian.contains("panel, unit 7: 2 titik, 2 permintaan tiap 1s, sekitar 10 ms"), "{indonesian}");
+    }
+
+    #[test]
+    fn a_login_that_travels_unencrypted_is_named() {
+        let text = "[gateway]\nid = 'taman'\n[command_center]\nusername = 'u'\n\
+                    urls = ['mqtt://cc1', 'mqtts://cc2', 'mqtt://[::1]', 'mqtt://localhost', 'mqtt://127.0.0.2']\n\
+                    [[mqtt]]\nname = 'open'\nurl = 'mqtt://cc3'\n[[mqtt.subscribe]]\ntopic = 'a'\npoint = 'a/b'\n\
+                    [[mqtt]]\nname = 'with'\nurl = 'mqtt://[fd00::1]'\nusername = 'u'\n\
+                    [[mqtt.subscribe]]\ntopic = 'a'\npoint = 'c/d'\n";
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("gardu.toml");
+        std::fs::write(&path, text).expect("a file");
+        let config = config::load(&path, Need::Reachable);
+        let said = |language, form| report(&config, language, form, |_| 0).0;
+        let json: Json = serde_json::from_str(&said(Language::English, Form::Json)).expect("JSON");
+        assert_eq!(json["unencrypted"], json!(["mqtt://cc1:1883", "mqtt://[fd00::1]:1883"]));
+        for (language, word) in [(Language::English, "unencrypted"), (Language::Indonesian, "tanpa enkripsi")] {
+            let plan = said(language, Form::Text);
+            let lines: Vec<&str> = plan.lines().filter(|line| line.contains(word)).collect();
+            assert_eq!(lines.len(), 2, "{plan}");
+            assert!(lines[0].contains("mqtt://cc1:1883"), "{plan}");
+        }
     }
 
     #[test]

@@ -8,19 +8,18 @@ use std::{
 
 use super::{
     BrokerUrl, CommandCenter, DeliveredWhen, Gateway, Http, Language, Location, MqttVersion, Outbox, Report, Scheme,
-    Telemetry, TlsFiles,
+    Telemetry,
     document::{Node, Section},
     files,
     names::clash,
     problem::Spot,
     read::{Document, Secrets},
-    units::{self, UrlError},
+    tls,
+    units::{self, UrlError, UrlScheme},
 };
 
 /// Longest name or address for people: a line on a small screen, and far below the size of a record.
 const LINE_CHARS_MAX: usize = 200;
-/// Keys of TLS: a later version.
-pub(super) const TLS_KEYS: [&str; 3] = ["ca_file", "client_cert_file", "client_key_file"];
 const LANGUAGES: [(&str, Language); 2] = [("id", Language::Indonesian), ("en", Language::English)];
 const SECOND: Duration = Duration::from_secs(1);
 /// Longest interval of any report: a day.
@@ -66,7 +65,8 @@ pub(super) fn command_center(document: &Document<'_>, secrets: Secrets<'_>) -> O
     let section = document.required("command_center", "[command_center]", "urls = [\"mqtt://127.0.0.1:1883\"]")?;
     let urls = section.required("urls", "[\"mqtt://127.0.0.1:1883\"]", |node| match node.list()? {
         none if none.is_empty() => node.wrong("check-empty-list", &[]),
-        urls => Some(urls.into_iter().filter_map(broker_url).collect::<Vec<_>>()),
+        // All of them are read, so that every mistake is shown.
+        urls => urls.into_iter().map(broker_url).collect::<Vec<_>>().into_iter().collect::<Option<Vec<_>>>(),
     });
     let version = protocol(&section);
     let delivered_default = match version {
@@ -88,7 +88,7 @@ pub(super) fn command_center(document: &Document<'_>, secrets: Secrets<'_>) -> O
     let keep_alive = keep_alive(&section);
     let topic_prefix = section.or("topic_prefix", "gardu/v1", topic_prefix).to_owned();
     let hold_when_center_offline = section.or("hold_when_center_offline", false, Node::boolean);
-    section.later(&TLS_KEYS);
+    let tls = tls::client(&section, urls.as_deref(), secrets);
     section.later(&["data_budget"]);
     section.finish();
     Some(CommandCenter {
@@ -96,7 +96,7 @@ pub(super) fn command_center(document: &Document<'_>, secrets: Secrets<'_>) -> O
         version,
         delivered_when,
         login,
-        tls: TlsFiles::default(),
+        tls,
         keep_alive,
         topic_prefix,
         hold_when_center_offline,
@@ -109,31 +109,34 @@ pub(super) fn protocol(section: &Section<'_>) -> MqttVersion {
     section.or("protocol", MqttVersion::V5, |node| node.choice(&choices, &[]))
 }
 
-/// Keep alive: 120 s unless chosen. It travels as whole seconds in 16 bits (MQTT 5.0 §3.1.2.10); below 5 s a slow
-/// mobile link looks dead.
+/// Keep alive: 120 s unless chosen. It travels as whole seconds in 16 bits (MQTT 5.0 §3.1.2.10). A ping sent after one
+/// keep alive must be answered within half of another; below 10 s a link of 2 s latency each way looks dead.
 pub(super) fn keep_alive(section: &Section<'_>) -> Duration {
     section.or("keep_alive", 120 * SECOND, |node| {
-        let keep_alive = node.duration(5 * SECOND..=65_535 * SECOND)?;
+        let keep_alive = node.duration(10 * SECOND..=65_535 * SECOND)?;
         if keep_alive.subsec_nanos() == 0 { Some(keep_alive) } else { node.wrong("check-whole-seconds", &[]) }
     })
 }
 
-/// `mqtt://host[:port]`.
+/// `mqtt://host[:port]` or `mqtts://host[:port]`.
 pub(super) fn broker_url(node: Node<'_>) -> Option<BrokerUrl> {
-    let (host, port) = url(node, "mqtt", 1883, &["mqtts"], "mqtt://127.0.0.1:1883")?;
-    Some(BrokerUrl { scheme: Scheme::Mqtt, host, port })
+    let schemes = [("mqtt", Scheme::Mqtt, 1883), ("mqtts", Scheme::Mqtts, 8883)];
+    let (scheme, host, port) = url(node, &schemes, &[], "mqtts://cc1.example.go.id:8883")?;
+    if scheme == Scheme::Mqtts && !tls::is_server_name(&host) {
+        return node.wrong("check-url-server-name", &[("value", host.into())]);
+    }
+    Some(BrokerUrl { scheme, host, port })
 }
 
-/// Host and port of a URL; a text with a login in it is not repeated.
-pub(super) fn url(
+/// Scheme, host and port of a URL; a text with a login in it is not repeated.
+pub(super) fn url<T: Copy>(
     node: Node<'_>,
-    scheme: &str,
-    port_default: u16,
+    schemes: &[UrlScheme<T>],
     schemes_later: &[&str],
     example: &'static str,
-) -> Option<(String, u16)> {
+) -> Option<(T, String, u16)> {
     let text = node.text()?;
-    match units::url(text, scheme, port_default, schemes_later) {
+    match units::url(text, schemes, schemes_later) {
         Ok(parts) => Some(parts),
         Err(UrlError::Login) => node.wrong("check-url-login", &[]),
         Err(UrlError::Later) => node.wrong("check-later-value", &[("value", text.into())]),

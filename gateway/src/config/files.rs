@@ -23,6 +23,8 @@ const ALL_BYTES_MAX: usize = 4 * 1024 * 1024;
 const FILES_MAX: usize = 256;
 /// A password or token has a line; a whole file by mistake has more.
 const SECRET_BYTES_MAX: u64 = 4 * 1024;
+/// Certificates of every authority a system trusts take a fifth of this, one's own chain and key a hundredth.
+const PEM_BYTES_MAX: u64 = 1024 * 1024;
 /// The longest MQTT user name or password (MQTT 5.0 §1.5.4, 1.5.6).
 const LOGIN_CHARS_MAX: usize = 1024;
 
@@ -141,6 +143,29 @@ fn secret(node: Node<'_>, secrets: Secrets<'_>) -> Option<String> {
     let Ok(text) = String::from_utf8(bytes) else { return node.wrong("check-secret-utf8", &[shown]) };
     let text = text.strip_suffix('\n').map_or(&*text, |line| line.strip_suffix('\r').unwrap_or(line));
     if text.is_empty() { node.wrong("check-secret-empty", &[shown]) } else { Some(text.to_owned()) }
+}
+
+/// A file of certificates or keys.
+pub(super) struct PemFile {
+    /// Where it is.
+    pub(super) path: PathBuf,
+    /// What it holds, where that is to be looked at.
+    pub(super) bytes: Option<Vec<u8>>,
+}
+
+/// Reads the file of certificates or keys named by a `*_file` key.
+pub(super) fn pem(node: Node<'_>, secrets: Secrets<'_>) -> Option<PemFile> {
+    let path = secret_path(node, secrets)?;
+    if secrets.need == Need::None {
+        return Some(PemFile { path, bytes: None });
+    }
+    match bytes(&path, PEM_BYTES_MAX) {
+        Ok(bytes) => Some(PemFile { path, bytes: Some(bytes) }),
+        Err(e) => {
+            let shown = ("path", path.display().to_string().into());
+            node.wrong("check-pem-unreadable", &[shown, ("reason", reason(&e))])
+        }
+    }
 }
 
 /// The path of a `*_file` key; `${CREDENTIALS_DIRECTORY}` at its start is expanded.

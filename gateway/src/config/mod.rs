@@ -14,6 +14,7 @@ mod names;
 pub mod points;
 pub mod problem;
 pub mod read;
+mod tls;
 pub mod units;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};

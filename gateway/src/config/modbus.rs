@@ -80,7 +80,7 @@ fn bus(section: &Section<'_>, others: &[Draft]) -> Draft {
         Some(name)
     });
     let link = section.optional("url", |node| {
-        let (host, port) = center::url(node, "tcp", 502, &["rtu", "rtu+tcp"], "tcp://10.0.0.5:502")?;
+        let ((), host, port) = center::url(node, &[("tcp", (), 502)], &["rtu", "rtu+tcp"], "tcp://10.0.0.5:502")?;
         let link = Link::Tcp { host, port };
         if let Some(other) = others.iter().find(|other| other.link.as_ref() == Some(&link)) {
             let place = node.findings.place(other.spot).to_string();

@@ -1,16 +1,16 @@
 //! `[[mqtt]]`: brokers to listen to, addresses to listen on, and what their messages mean.
 
-use std::{ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{ops::RangeInclusive, slice, sync::Arc, time::Duration};
 
 use super::{
-    Endpoint, MqttInput, PointTemplate, Report, Subscription, TemplateSegment, TlsFiles, TopicLevel,
+    Endpoint, MqttInput, PointTemplate, Report, Subscription, TemplateSegment, TopicLevel,
     center::{self, Listeners},
     document::{Node, Section},
     files,
     names::{Names, Owner, as_pattern, clash, overlap},
     problem::Spot,
     read::{Measured, Secrets},
-    units,
+    tls, units,
 };
 use crate::{
     alarm::{
@@ -69,18 +69,13 @@ pub(super) fn inputs<'a>(
 /// Either `url` or `listen`.
 fn endpoint(section: &Section<'_>, listeners: &mut Listeners, secrets: Secrets<'_>) -> Option<Endpoint> {
     let login = files::login(section, secrets);
-    section.later(&center::TLS_KEYS);
     section.later(&["tls_cert_file", "tls_key_file"]);
     match (section.get("url"), section.get("listen")) {
         (Some(url), None) => {
             let (version, keep_alive) = (center::protocol(section), center::keep_alive(section));
-            Some(Endpoint::Broker {
-                url: center::broker_url(url)?,
-                version,
-                login,
-                tls: TlsFiles::default(),
-                keep_alive,
-            })
+            let url = center::broker_url(url);
+            let tls = tls::client(section, url.as_ref().map(slice::from_ref), secrets);
+            Some(Endpoint::Broker { url: url?, version, login, tls, keep_alive })
         }
         (None, Some(listen)) => {
             for key in ["protocol", "keep_alive"] {
@@ -88,6 +83,7 @@ fn endpoint(section: &Section<'_>, listeners: &mut Listeners, secrets: Secrets<'
                     section.wrong(key, "check-client-decides", &[("name", key.into())]);
                 }
             }
+            tls::client(section, Some(&[]), secrets); // keys for the gateway as a client are pointless here
             let address = listeners.address(listen)?;
             let complete = section.has("username") && section.has("password_file");
             if !complete && !address.ip().is_loopback() {

@@ -33,13 +33,15 @@ pub(super) enum UrlError {
     Shape,
 }
 
-/// Parses `{scheme}://host[:port]` to host and port. An IPv6 address keeps its brackets, as in a URL.
-pub(super) fn url(
+/// A scheme of a URL: its name, what it stands for, and the port unless one is written.
+pub(super) type UrlScheme<T> = (&'static str, T, u16);
+
+/// Parses `{scheme}://host[:port]` to scheme, host and port. An IPv6 address keeps its brackets, as in a URL.
+pub(super) fn url<T: Copy>(
     text: &str,
-    scheme: &str,
-    port_default: u16,
+    schemes: &[UrlScheme<T>],
     schemes_later: &[&str],
-) -> Result<(String, u16), UrlError> {
+) -> Result<(T, String, u16), UrlError> {
     if text.contains('@') {
         return Err(UrlError::Login);
     }
@@ -47,14 +49,12 @@ pub(super) fn url(
     if schemes_later.contains(&found) {
         return Err(UrlError::Later);
     }
-    if found != scheme {
-        return Err(UrlError::Shape);
-    }
+    let (_, scheme, port_default) = *schemes.iter().find(|(name, ..)| *name == found).ok_or(UrlError::Shape)?;
     let (host, port) = match rest.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, port_number(port).ok_or(UrlError::Shape)?),
         _ => (rest, port_default),
     };
-    if is_host(host) { Ok((host.to_owned(), port)) } else { Err(UrlError::Shape) }
+    if is_host(host) { Ok((scheme, host.to_owned(), port)) } else { Err(UrlError::Shape) }
 }
 
 fn port_number(text: &str) -> Option<u16> {
@@ -112,17 +112,18 @@ mod tests {
 
     #[test]
     fn a_url_is_a_scheme_a_host_and_perhaps_a_port() {
-        let parse = |text| url(text, "mqtt", 1883, &["mqtts"]);
-        for (text, host, port) in [
-            ("mqtt://127.0.0.1", "127.0.0.1", 1883),
-            ("mqtt://cc1.example.go.id:8884", "cc1.example.go.id", 8884),
-            ("mqtt://[fd00::1]", "[fd00::1]", 1883),
-            ("mqtt://[fd00::1]:99", "[fd00::1]", 99),
-            ("mqtt://mosquitto", "mosquitto", 1883),
+        let parse = |text| url(text, &[("mqtt", 'p', 1883), ("mqtts", 't', 8883)], &["ws"]);
+        for (text, scheme, host, port) in [
+            ("mqtt://127.0.0.1", 'p', "127.0.0.1", 1883),
+            ("mqtt://cc1.example.go.id:8884", 'p', "cc1.example.go.id", 8884),
+            ("mqtt://[fd00::1]", 'p', "[fd00::1]", 1883),
+            ("mqtt://[fd00::1]:99", 'p', "[fd00::1]", 99),
+            ("mqtts://mosquitto", 't', "mosquitto", 8883),
+            ("mqtts://mosquitto:1883", 't', "mosquitto", 1883),
         ] {
-            assert_eq!(parse(text), Ok((host.to_owned(), port)), "{text}");
+            assert_eq!(parse(text), Ok((scheme, host.to_owned(), port)), "{text}");
         }
-        assert_eq!(parse("mqtts://a"), Err(UrlError::Later));
+        assert_eq!(parse("ws://a"), Err(UrlError::Later));
         assert_eq!(parse("mqtt://user:rahasia@a"), Err(UrlError::Login));
         for bad in [
             "",

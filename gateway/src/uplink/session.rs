@@ -25,7 +25,7 @@ use crate::{
     status::{Link, StatusBoard, UplinkState},
     store::Store,
     supervise::{BEAT_EVERY, Beat, Shutdown, TaskResult},
-    wire::{Down, Retain, Settings, Will, Wire},
+    wire::{Retain, Settings, Will, Wire},
 };
 
 /// Publishes that may be unconfirmed: enough for a mobile link's round trip, few enough that a lost connection repeats
@@ -116,10 +116,7 @@ impl UplinkTask {
                 tracing::warn!(broker = %url, reason = %down, "uplink is down");
             }
             last_word = Some(down.word());
-            let pace = match down {
-                Down::LoginRefused | Down::TakenOver => Pace::Slow,
-                _ => Pace::Normal,
-            };
+            let pace = if down.needs_person() { Pace::Slow } else { Pace::Normal };
             let pause = backoff.after(up_for.unwrap_or_default(), pace, Jitter::random());
             self.post(url, None, Link::Waiting { reason: down.to_string(), retry_in: pause });
             self.pause(pause).await;

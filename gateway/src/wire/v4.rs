@@ -7,15 +7,16 @@ use rumqttc::{
 };
 
 use super::{
-    Client, Down, Heard, Incoming, Limits, Publish, Retain, Settings, Signal, V4_INCOMING_MAX, Verdict, broken,
-    connect_timeout_s, host, inflight, keep_alive, unreachable,
+    Down, Limits, Publish, Retain, Settings, Verdict,
+    connection::{Client, Heard, Incoming, Signal, V4_INCOMING_MAX, connect_timeout_s, inflight, keep_alive},
+    peer::Peer,
 };
-use crate::config::BrokerUrl;
 
-pub(super) fn open(settings: &Settings, capacity: usize) -> (Client, Heard) {
-    let mut options = MqttOptions::new(settings.client_id.clone(), host(&settings.url), settings.url.port);
+pub(super) fn open(settings: &Settings, peer: Peer, capacity: usize) -> (Client, Heard) {
+    let mut options = MqttOptions::new(settings.client_id.clone(), peer.host(), settings.url.port);
     let incoming_max = V4_INCOMING_MAX.max(usize::try_from(settings.packet_size_max).unwrap_or(V4_INCOMING_MAX));
     options
+        .set_transport(peer.transport())
         .set_keep_alive(keep_alive(settings))
         .set_clean_session(settings.session_expiry.is_zero() || settings.client_id.is_empty())
         .set_inflight(inflight(settings.window))
@@ -33,20 +34,19 @@ pub(super) fn open(settings: &Settings, capacity: usize) -> (Client, Heard) {
     let mut network = NetworkOptions::new();
     network.set_connection_timeout(connect_timeout_s(settings)).set_tcp_nodelay(true);
     event_loop.set_network_options(network);
-    let url = settings.url.clone();
-    let heard = stream::unfold((event_loop, url), |(mut event_loop, url)| async move {
-        let signal = poll(&mut event_loop, &url).await;
-        Some((signal, (event_loop, url)))
+    let heard = stream::unfold((event_loop, peer), |(mut event_loop, peer)| async move {
+        let signal = poll(&mut event_loop, &peer).await;
+        Some((signal, (event_loop, peer)))
     });
     (Client::V4(client), Box::pin(heard))
 }
 
-async fn poll(event_loop: &mut EventLoop, url: &BrokerUrl) -> Result<Signal, Down> {
+async fn poll(event_loop: &mut EventLoop, peer: &Peer) -> Result<Signal, Down> {
     let connected = event_loop.network.is_some();
     match event_loop.poll().await {
         Ok(Event::Incoming(packet)) => Ok(received(packet)),
         Ok(Event::Outgoing(outgoing)) => Ok(sent(&outgoing)),
-        Err(error) => Err(down(error, url, connected)),
+        Err(error) => Err(down(error, peer, connected)),
     }
 }
 
@@ -84,10 +84,10 @@ fn received(packet: Packet) -> Signal {
     }
 }
 
-fn down(error: ConnectionError, url: &BrokerUrl, connected: bool) -> Down {
+fn down(error: ConnectionError, peer: &Peer, connected: bool) -> Down {
     match error {
-        ConnectionError::Io(e) if connected => broken(&e),
-        ConnectionError::Io(e) => unreachable(url, &e),
+        ConnectionError::Io(e) if connected => peer.broken(&e),
+        ConnectionError::Io(e) => peer.unreachable(&e),
         ConnectionError::NetworkTimeout => Down::Unreachable("no answer in time".into()),
         ConnectionError::FlushTimeout => Down::Silent,
         ConnectionError::ConnectionRefused(code) => match code {
@@ -97,13 +97,13 @@ fn down(error: ConnectionError, url: &BrokerUrl, connected: bool) -> Down {
             other => Down::Refused(format!("{other:?}").into()),
         },
         ConnectionError::MqttState(state) => match state {
-            StateError::Io(e) | StateError::Deserialization(mqttbytes::Error::Io(e)) => broken(&e),
+            StateError::Io(e) | StateError::Deserialization(mqttbytes::Error::Io(e)) => peer.broken(&e),
             StateError::ConnectionAborted => Down::Closed,
             StateError::AwaitPingResp | StateError::CollisionTimeout => Down::Silent,
             other => Down::Protocol(other.to_string().into()),
         },
         ConnectionError::NotConnAck(_) => Down::Protocol("the first packet is not CONNACK".into()),
-        ConnectionError::Tls(error) => Down::Unreachable(error.to_string().into()),
+        ConnectionError::Tls(error) => peer.no_tls(&error),
         ConnectionError::RequestsDone => Down::Closed,
     }
 }

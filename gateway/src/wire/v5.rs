@@ -19,20 +19,20 @@ use rumqttc::{
 };
 
 use super::{
-    Client, Down, Heard, Incoming, Limits, Publish, Retain, Settings, Signal, Verdict, broken, connect_timeout_s, host,
-    inflight, keep_alive, unreachable,
+    Down, Limits, Publish, Retain, Settings, Verdict,
+    connection::{Client, Heard, Incoming, Signal, connect_timeout_s, inflight, keep_alive},
+    peer::Peer,
 };
-use crate::config::BrokerUrl;
 
 /// What a poll needs beside the event loop.
-struct Peer {
-    url: BrokerUrl,
+struct Side {
+    peer: Peer,
     keep_alive: Duration,
     connected: bool,
 }
 
-pub(super) fn open(settings: &Settings, capacity: usize) -> (Client, Heard) {
-    let mut options = MqttOptions::new(settings.client_id.clone(), host(&settings.url), settings.url.port);
+pub(super) fn open(settings: &Settings, peer: Peer, capacity: usize) -> (Client, Heard) {
+    let mut options = MqttOptions::new(settings.client_id.clone(), peer.host(), settings.url.port);
     let mut properties = ConnectProperties::new();
     properties.session_expiry_interval = Some(seconds(settings.session_expiry));
     properties.receive_maximum = Some(settings.receive_maximum.max(1)); // zero is a protocol error
@@ -40,6 +40,7 @@ pub(super) fn open(settings: &Settings, capacity: usize) -> (Client, Heard) {
     let mut network = NetworkOptions::new();
     network.set_tcp_nodelay(true);
     options
+        .set_transport(peer.transport())
         .set_keep_alive(keep_alive(settings))
         .set_clean_start(settings.session_expiry.is_zero())
         .set_outgoing_inflight_upper_limit(inflight(settings.window))
@@ -65,10 +66,10 @@ pub(super) fn open(settings: &Settings, capacity: usize) -> (Client, Heard) {
         options.set_last_will(LastWill::new(&will.topic, payload, QoS::AtLeastOnce, retain, Some(properties)));
     }
     let (client, event_loop) = AsyncClient::new(options, capacity);
-    let peer = Peer { url: settings.url.clone(), keep_alive: keep_alive(settings), connected: false };
-    let heard = stream::unfold((event_loop, peer), |(mut event_loop, mut peer)| async move {
-        let signal = poll(&mut event_loop, &mut peer).await;
-        Some((signal, (event_loop, peer)))
+    let side = Side { peer, keep_alive: keep_alive(settings), connected: false };
+    let heard = stream::unfold((event_loop, side), |(mut event_loop, mut side)| async move {
+        let signal = poll(&mut event_loop, &mut side).await;
+        Some((signal, (event_loop, side)))
     });
     (Client::V5(client), Box::pin(heard))
 }
@@ -77,13 +78,13 @@ fn seconds(duration: Duration) -> u32 {
     u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
 }
 
-async fn poll(event_loop: &mut EventLoop, peer: &mut Peer) -> Result<Signal, Down> {
+async fn poll(event_loop: &mut EventLoop, side: &mut Side) -> Result<Signal, Down> {
     match event_loop.poll().await {
         Ok(Event::Incoming(Packet::ConnAck(connack))) => {
-            peer.connected = true;
+            side.connected = true;
             if server_keep_alive(&connack).is_some_and(|keep_alive| keep_alive.is_zero()) {
                 // The broker does not watch us, but we still watch it; rumqttc would ping without pause.
-                event_loop.options.set_keep_alive(peer.keep_alive);
+                event_loop.options.set_keep_alive(side.keep_alive);
             }
             Ok(up(&connack))
         }
@@ -91,7 +92,7 @@ async fn poll(event_loop: &mut EventLoop, peer: &mut Peer) -> Result<Signal, Dow
         Ok(Event::Outgoing(Outgoing::Publish(packet_id))) => Ok(Signal::Sent(packet_id)),
         Ok(Event::Outgoing(Outgoing::Disconnect)) => Ok(Signal::Disconnecting),
         Ok(Event::Outgoing(_)) => Ok(Signal::Other),
-        Err(error) => Err(down(error, peer)),
+        Err(error) => Err(down(error, side)),
     }
 }
 
@@ -148,14 +149,14 @@ const fn verdict(reason: PubAckReason) -> Verdict {
     }
 }
 
-fn down(error: ConnectionError, peer: &Peer) -> Down {
+fn down(error: ConnectionError, Side { peer, connected, .. }: &Side) -> Down {
     match error {
-        ConnectionError::Io(e) if peer.connected => broken(&e),
-        ConnectionError::Io(e) => unreachable(&peer.url, &e),
+        ConnectionError::Io(e) if *connected => peer.broken(&e),
+        ConnectionError::Io(e) => peer.unreachable(&e),
         ConnectionError::Timeout(_) => Down::Unreachable("no answer in time".into()),
         ConnectionError::ConnectionRefused(code) => refused(code),
         ConnectionError::MqttState(state) => match state {
-            StateError::Io(e) | StateError::Deserialization(mqttbytes::Error::Io(e)) => broken(&e),
+            StateError::Io(e) | StateError::Deserialization(mqttbytes::Error::Io(e)) => peer.broken(&e),
             StateError::ConnectionAborted => Down::Closed,
             StateError::AwaitPingResp | StateError::CollisionTimeout => Down::Silent,
             StateError::ConnFail { reason } => refused(reason),
@@ -163,7 +164,7 @@ fn down(error: ConnectionError, peer: &Peer) -> Down {
             other => Down::Protocol(other.to_string().into()),
         },
         ConnectionError::NotConnAck(_) => Down::Protocol("the first packet is not CONNACK".into()),
-        ConnectionError::Tls(error) => Down::Unreachable(error.to_string().into()),
+        ConnectionError::Tls(error) => peer.no_tls(&error),
         ConnectionError::RequestsDone => Down::Closed,
     }
 }

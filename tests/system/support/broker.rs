@@ -11,7 +11,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::{
-    PATIENCE, free_port,
+    PATIENCE,
+    certificates::{ALWAYS, Authority, Identity},
+    free_port,
     mqtt::{Connection, Version},
     pause,
 };
@@ -23,7 +25,14 @@ pub(crate) enum Access {
     Open,
     /// `center` and `gateway` with passwords; what they may do is in the ACL file.
     Users,
+    /// The gateway by certificate, over TLS, with the files that ship for the command center's broker; whoever else by
+    /// password, over plain TCP.
+    Certificates,
 }
+
+/// What ships for the command center's broker.
+const SHIPPED: (&str, &str) =
+    (include_str!("../../../config/mosquitto/mosquitto.conf"), include_str!("../../../config/mosquitto/acl"));
 
 /// User and password of the command center where the broker wants one.
 pub(crate) const CENTER: (&str, &str) = ("center", "pusat-2026");
@@ -35,6 +44,10 @@ pub(crate) const GATEWAY: (&str, &str) = ("gateway", "gardu-2026");
 pub(crate) struct Broker {
     /// Where it listens, also after a restart.
     pub(crate) port: u16,
+    /// Where it listens with TLS, if it has certificates.
+    pub(crate) tls_port: u16,
+    /// Who vouches for it and for its clients.
+    pub(crate) authority: Authority,
     dir: TempDir,
     child: Child,
 }
@@ -62,31 +75,39 @@ impl Broker {
 
     fn configured(access: Access, more: &str) -> Self {
         let dir = tempfile::tempdir().expect("a folder for the broker");
-        let port = free_port();
-        let path = |name: &str| dir.path().join(name).display().to_string();
-        // In-flight without limit: what was PUBACKed must be on its way to the center, since a killed broker forgets
-        // its queue; that has a limit, as with none mosquitto 2.0 ends the connection after each publish it refuses.
+        let (port, tls_port) = (free_port(), free_port());
+        let authority = Authority::new("Gardu CA");
+        let here = dir.path().display();
         // `user root` only matters to root: it keeps the private folder readable.
-        let mut lines = format!(
-            "listener {port} 127.0.0.1\nuser root\nset_tcp_nodelay true\nmax_inflight_messages 0\n\
-             max_queued_messages 100000\npersistence true\npersistence_location {}/\nlog_dest file {}\n{more}",
-            dir.path().display(),
-            path("log"),
-        );
-        match access {
-            Access::Open => lines.push_str("allow_anonymous true\n"),
-            Access::Users => {
-                let files = format!("password_file {}\nacl_file {}\n", path("passwords"), path("acl"));
-                lines.push_str(&format!("allow_anonymous false\n{files}"));
-            }
-        }
+        let mut lines = match access {
+            Access::Certificates => shipped(&dir.path().display().to_string(), tls_port),
+            // In-flight without limit: what was PUBACKed must be on its way to the center, since a killed broker
+            // forgets its queue; that has a limit, as with none mosquitto 2.0 ends the connection after each publish it
+            // refuses.
+            Access::Open | Access::Users => format!(
+                "max_inflight_messages 0\nmax_queued_messages 100000\npersistence true\npersistence_location {here}/\n"
+            ),
+        };
+        lines.push_str(&format!(
+            "listener {port} 127.0.0.1\nuser root\nset_tcp_nodelay true\nlog_dest file {here}/log\n{more}"
+        ));
+        lines.push_str(&match access {
+            Access::Open => "allow_anonymous true\n".to_owned(),
+            Access::Users => format!("allow_anonymous false\npassword_file {here}/passwords\nacl_file {here}/acl\n"),
+            Access::Certificates => format!("password_file {here}/passwords\n"),
+        });
         fs::write(dir.path().join("mosquitto.conf"), lines).expect("the broker's configuration");
         fs::write(dir.path().join("passwords"), "").expect("its users");
         write_password(dir.path(), CENTER);
         write_password(dir.path(), GATEWAY);
-        write_rights(dir.path(), &[]);
+        match access {
+            Access::Open | Access::Users => write_rights(dir.path(), &[]),
+            Access::Certificates => fs::write(dir.path().join("acl"), SHIPPED.1).expect("the broker's rights"),
+        }
+        fs::write(dir.path().join("ca.crt"), authority.cert()).expect("its authority");
+        write_identity(dir.path(), &authority.server(&["127.0.0.1", "localhost"], ALWAYS));
         let child = launch(dir.path());
-        let mut broker = Self { port, dir, child };
+        let mut broker = Self { port, tls_port, authority, dir, child };
         broker.wait_until_it_answers();
         broker
     }
@@ -115,6 +136,13 @@ impl Broker {
     pub(crate) fn restart(&mut self) {
         self.child = launch(self.dir.path());
         self.wait_until_it_answers();
+    }
+
+    /// Gives it another certificate and starts it again.
+    pub(crate) fn restart_as(&mut self, identity: &Identity) {
+        write_identity(self.dir.path(), identity);
+        self.kill9();
+        self.restart();
     }
 
     /// Gives a user a password, from now on.
@@ -167,6 +195,25 @@ impl Drop for Broker {
         let _ended = self.child.kill();
         let _ended = self.child.wait();
     }
+}
+
+/// The configuration that ships, with this test's paths and port.
+fn shipped(here: &str, tls_port: u16) -> String {
+    let filled = [
+        ("listener 8883\n", format!("listener {tls_port} 127.0.0.1\n")),
+        ("/etc/mosquitto/certs/", format!("{here}/")),
+        ("/etc/mosquitto/gardu.acl", format!("{here}/acl")),
+        ("/var/lib/mosquitto/", format!("{here}/")),
+    ];
+    filled.iter().fold(SHIPPED.0.to_owned(), |lines, (theirs, ours)| {
+        assert!(lines.contains(theirs), "what ships no longer has {theirs}");
+        lines.replace(theirs, ours)
+    })
+}
+
+fn write_identity(dir: &Path, identity: &Identity) {
+    fs::write(dir.join("server.crt"), &identity.cert).expect("its certificate");
+    fs::write(dir.join("server.key"), &identity.key).expect("its key");
 }
 
 fn write_password(dir: &Path, (user, password): (&str, &str)) {

@@ -12,6 +12,7 @@ use std::{
 
 use super::{
     broker::{Access, Broker},
+    certificates::{ALWAYS, Authority},
     gateway::Gateway,
     load::{self, Between, Load},
     mqtt::{Connection, Version},
@@ -47,6 +48,8 @@ pub(crate) struct Kind {
     pub(crate) name: &'static str,
     /// Where the gateway looks for its command center; `{proxy}` is the way through the proxy.
     pub(crate) url: &'static str,
+    /// How it is let in.
+    pub(crate) access: Access,
     /// More lines of `[command_center]`.
     pub(crate) command_center: &'static str,
     /// One run takes the time of so many of another kind.
@@ -102,6 +105,7 @@ pub(crate) enum Hold {
 pub(crate) const PLAIN: Kind = Kind {
     name: "",
     url: "mqtt://127.0.0.1:{proxy}",
+    access: Access::Open,
     command_center: KEEP_ALIVE,
     cost: 1,
     strike: |_| (),
@@ -270,6 +274,24 @@ pub(crate) const FORGETFUL: Kind = Kind {
     ..PLAIN
 };
 
+/// The broker shows the certificate of another authority, until it has its own again.
+pub(crate) const UNTRUSTED: Kind = Kind {
+    name: "TLS certificate wrong for a while",
+    url: "mqtts://127.0.0.1:{proxy}",
+    access: Access::Certificates,
+    command_center: RECEIPT,
+    strike: |scene| {
+        let other = Authority::new("Lain CA").server(&["127.0.0.1"], ALWAYS);
+        scene.broker.restart_as(&other);
+    },
+    hold: Hold::Attempt(&["tls-unknown-issuer"]),
+    heal: |scene| {
+        let own = scene.broker.authority.server(&["127.0.0.1"], ALWAYS);
+        scene.broker.restart_as(&own);
+    },
+    ..PLAIN
+};
+
 /// Another client takes the client id, until the gateway takes it back. MQTT 5 has a word for it, which not every broker
 /// says: mosquitto 2.0.11 only closes.
 pub(crate) const TAKEN_OVER: Kind = Kind {
@@ -290,7 +312,7 @@ pub(crate) const SLOW: [&Kind; 3] = [&FAR, &GPRS, &SLICED];
 /// Half a minute or more goes by each time.
 pub(crate) const LONG: [&Kind; 2] = [&HOLE_SHIPPED, &MUTE];
 /// The broker itself.
-pub(crate) const BROKERS: [&Kind; 2] = [&RESTARTED, &FORGETFUL];
+pub(crate) const BROKERS: [&Kind; 3] = [&RESTARTED, &FORGETFUL, &UNTRUSTED];
 
 const HELD: Way = Way { flow: Flow::Hold, delay: Duration::ZERO, slice_bytes_max: None, bytes_per_s: None };
 
@@ -321,10 +343,10 @@ impl fmt::Display for Outcome {
 
 /// Strikes so often, and proves that nothing was lost. Prints its row.
 pub(crate) fn run(kind: &Kind, runs: u64) -> Outcome {
-    let broker = Broker::start();
-    let proxy = Proxy::to(broker.port);
+    let broker = Broker::start_with(kind.access);
+    let proxy = Proxy::to(if kind.access == Access::Certificates { broker.tls_port } else { broker.port });
     let url = kind.url.replace("{proxy}", &proxy.port.to_string());
-    let plan = Plan { access: Access::Open, command_center: kind.command_center, body: &load::body() };
+    let plan = Plan { access: kind.access, command_center: kind.command_center, body: &load::body() };
     let mut park = Park::furnish_around(broker, &[&url], &plan);
     park.gateway.start();
     park.center.wait_for_status("the gateway online", |status| status["state"] == "online");

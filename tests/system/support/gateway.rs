@@ -14,7 +14,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::{PATIENCE, free_port, pause};
+use super::{PATIENCE, certificates::Identity, free_port, pause};
 
 /// The binary under test.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_gardu");
@@ -62,6 +62,12 @@ impl Gateway {
     /// Writes a file beside the configuration: `{dir}/name`.
     pub(crate) fn write(&self, name: &str, text: &str) {
         fs::write(self.dir.path().join(name), text).expect("a file beside the configuration");
+    }
+
+    /// Writes certificate and key beside the configuration: `{dir}/gateway.crt`, `{dir}/gateway.key`.
+    pub(crate) fn write_identity(&self, identity: &Identity) {
+        self.write("gateway.crt", &identity.cert);
+        self.write("gateway.key", &identity.key);
     }
 
     /// The folder of the store, as every configuration here names it.

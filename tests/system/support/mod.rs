@@ -3,6 +3,7 @@
 
 pub(crate) mod broker;
 pub(crate) mod center;
+pub(crate) mod certificates;
 pub(crate) mod faults;
 pub(crate) mod gateway;
 pub(crate) mod ledger;

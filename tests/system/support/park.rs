@@ -8,6 +8,7 @@ use super::{
     PATIENCE,
     broker::{Access, Broker, CENTER, GATEWAY},
     center::Center,
+    certificates::ALWAYS,
     gateway::Gateway,
     ledger::Event,
     mqtt::{Publisher, Version},
@@ -55,17 +56,19 @@ impl Park {
     /// Everything but the gateway's process.
     pub(crate) fn furnish(plan: &Plan<'_>) -> Self {
         let broker = Broker::start_with(plan.access);
-        let urls = format!("mqtt://127.0.0.1:{}", broker.port);
-        Self::furnish_around(broker, &[&urls], plan)
+        let url = url(plan.access, if plan.access == Access::Certificates { broker.tls_port } else { broker.port });
+        Self::furnish_around(broker, &[&url], plan)
     }
 
     /// The same with a broker that is there, and where the gateway finds it.
     pub(crate) fn furnish_around(broker: Broker, urls: &[&str], plan: &Plan<'_>) -> Self {
         let plc = Plc::start();
-        let login = (plan.access == Access::Users).then_some(CENTER);
+        let login = (plan.access != Access::Open).then_some(CENTER);
         let center = Center::start(broker.port, Version::V5, ID, login);
         let gateway = Gateway::configured(&configuration_with(plan, urls, plc.port));
         gateway.write("password", GATEWAY.1);
+        gateway.write("ca.crt", &broker.authority.cert());
+        gateway.write_identity(&broker.authority.client(ID, ALWAYS));
         Self { gateway, center, plc, broker }
     }
 
@@ -147,13 +150,20 @@ impl Park {
 
 /// The whole file.
 pub(crate) fn configuration(plan: &Plan<'_>, broker: u16, plc: u16) -> String {
-    configuration_with(plan, &[&format!("mqtt://127.0.0.1:{broker}")], plc)
+    configuration_with(plan, &[&url(plan.access, broker)], plc)
+}
+
+/// Where a broker listens on this machine.
+pub(crate) fn url(access: Access, port: u16) -> String {
+    let scheme = if access == Access::Certificates { "mqtts" } else { "mqtt" };
+    format!("{scheme}://127.0.0.1:{port}")
 }
 
 fn configuration_with(plan: &Plan<'_>, urls: &[&str], plc: u16) -> String {
     let login = match plan.access {
         Access::Open => String::new(),
         Access::Users => format!("username = \"{}\"\npassword_file = \"{{dir}}/password\"\n", GATEWAY.0),
+        Access::Certificates => TLS_FILES.to_owned(),
     };
     format!(
         "[gateway]\nid = \"{ID}\"\nlanguage = \"en\"\n\n[command_center]\nurls = {urls:?}\n\
@@ -162,6 +172,10 @@ fn configuration_with(plan: &Plan<'_>, urls: &[&str], plc: u16) -> String {
         plan.body.replace("{plc}", &plc.to_string()),
     )
 }
+
+/// What a gateway needs for a broker that wants certificates.
+pub(crate) const TLS_FILES: &str = "ca_file = \"{dir}/ca.crt\"\nclient_cert_file = \"{dir}/gateway.crt\"\n\
+                                    client_key_file = \"{dir}/gateway.key\"\n";
 
 /// Requests of one poll of [`CABINET`]: one a table.
 const CABINET_REQUESTS: u64 = 3;

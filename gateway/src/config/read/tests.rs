@@ -39,6 +39,7 @@ const BUS: &str = "
 const SHIPPED: &str = include_str!("../../../../config/gardu.toml");
 
 mod mistakes;
+mod tls;
 
 struct Folder(TempDir);
 
@@ -318,7 +319,7 @@ id = «name»"Taman Elektrik"
 «unknown-key-near»langage = "id"
 
 [command_center]
-urls = [«later-value»"mqtts://cc1.example.go.id"]
+urls = [«url-server-name»"mqtts://cc.1"]
 keep_alive = «range»"1s"
 
 [[modbus]]
@@ -369,6 +370,7 @@ fn every_text_exists_and_is_used() {
         include_str!("../center.rs"),
         include_str!("../modbus.rs"),
         include_str!("../mqtt.rs"),
+        include_str!("../tls.rs"),
         include_str!("../alarms.rs"),
         include_str!("../../cli/check.rs"),
     ];

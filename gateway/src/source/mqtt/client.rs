@@ -129,7 +129,7 @@ impl ClientTask {
             if attempts == 1 {
                 tracing::warn!(input = %self.input, broker = %self.settings.url, reason = down.word(), "{down}; trying again");
             }
-            let pace = if matches!(down, Down::LoginRefused | Down::TakenOver) { Pace::Slow } else { Pace::Normal };
+            let pace = if down.needs_person() { Pace::Slow } else { Pace::Normal };
             let up_for = up_since.map_or(Duration::ZERO, |since| self.clock.now().since(since));
             if self.pause(backoff.after(up_for, pace, Jitter::random())).await == Handed::Stopping {
                 return Ok(());

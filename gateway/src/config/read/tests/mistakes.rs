@@ -93,10 +93,10 @@ timezone = «timezone»'WIB'
 language = «choice»'jv'
 location = { lat = «range»-91, lon = «finite»nan, address = «type»5 }
 [command_center]
-urls = ['mqtt://a', «url»'cc1.example.go.id', «url-login»'mqtt://u:p@a', «later-value»'mqtts://a']
+urls = ['mqtt://a', «url»'cc1.example.go.id', «url-login»'mqtt://u:p@a', «url-server-name»'mqtts://cc.1']
 protocol = 'v3.1.1'
 delivered_when = «subscriber»'subscriber'
-keep_alive = «whole-seconds»'5500ms'
+keep_alive = «whole-seconds»'10500ms'
 topic_prefix = «topic-prefix»'/gardu'
 hold_when_center_offline = «type»'no'
 ";
@@ -244,6 +244,7 @@ fn a_subscription_names_its_points() {
             .replace("mqtt://a", "mqtt://a'\nlisten = «url-or-listen»'127.0.0.1:1"),
         &subscription("topic = 'a'\npoint = 'x/y'")
             .replace("url = 'mqtt://a'", "listen = «listen-open»'10.0.0.1:1883'"),
+        &subscription("topic = 'a'\npoint = 'x/y'").replace("mqtt://a'", "mqtt://a'\nkeep_alive = «range»'9s'"),
         &subscription("topic = 'a'\npoint = 'x/y'")
             .replace("url = 'mqtt://a'", "listen = '[::1]:1883'\nprotocol = «client-decides»'v5'"),
     ]);
@@ -267,9 +268,6 @@ fn what_a_later_version_understands_is_refused_not_ignored() {
 id = 'a'
 [command_center]
 urls = ['mqtt://a']
-ca_file = «later»'a'
-client_cert_file = «later»'a'
-client_key_file = «later»'a'
 data_budget = «later»'1GiB/month'
 ";
     check_files(&[("gardu.toml", center)]);
