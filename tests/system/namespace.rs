@@ -1,7 +1,7 @@
 //! What only a kernel can do to packets: drop them silently, in one direction or of one flow, and make a link slow; and a
 //! name service that forgets. The faults of `support/faults.rs` again, one level deeper.
 //!
-//! Each test starts itself again in network and mount namespaces of its own, so that filters, queues and `/etc/hosts` are
+//! The test starts itself again in network and mount namespaces of its own, so that filters, queues and `/etc/hosts` are
 //! not the machine's. That needs root or user namespaces, and unshare, ip, tc and nft (Debian: util-linux, iproute2,
 //! nftables). Where it cannot be had, `GARDU_NO_NAMESPACE=1` says so; without that the tests fail.
 
@@ -98,20 +98,13 @@ const NAMELESS: Kind = Kind {
 };
 
 #[test]
-fn packets_that_are_dropped_or_late_lose_nothing() {
-    inside("namespace::packets_that_are_dropped_or_late_lose_nothing", || {
-        let kinds = [&DROPPED, &DROPPED_UP, &DROPPED_DOWN, &FLOW_DROPPED, &SHAPED];
-        run_side_by_side(&kinds, times());
-    });
-}
-
-#[test]
-fn a_name_that_is_not_resolved_for_a_while_loses_nothing() {
-    inside("namespace::a_name_that_is_not_resolved_for_a_while_loses_nothing", || {
+fn dropped_packets_slow_packets_and_lost_names_lose_nothing() {
+    inside("namespace::dropped_packets_slow_packets_and_lost_names_lose_nothing", || {
         HOSTS.set(tempfile::tempdir().expect("a folder")).expect("this process has one test");
         write_hosts(KNOWN);
         tool("mount", &format!("--bind {} /etc/hosts", hosts()));
-        run_side_by_side(&[&NAMELESS], times());
+        let kinds = [&DROPPED, &DROPPED_UP, &DROPPED_DOWN, &FLOW_DROPPED, &SHAPED, &NAMELESS];
+        run_side_by_side(&kinds, times());
     });
 }
 

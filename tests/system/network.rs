@@ -12,8 +12,14 @@ use crate::support::{
     until,
 };
 
+/// First, since it takes longest.
 #[test]
-fn connections_that_end_lose_nothing() {
+fn a_fault_that_lasts_is_noticed_in_time_and_loses_nothing() {
+    run_side_by_side(&faults::LONG, times());
+}
+
+#[test]
+fn connections_and_brokers_that_end_lose_nothing() {
     run_side_by_side(&faults::ENDS, times());
 }
 
@@ -27,23 +33,13 @@ fn slow_links_are_borne_and_lose_nothing() {
     run_side_by_side(&faults::SLOW, times());
 }
 
-#[test]
-fn what_takes_its_time_to_notice_or_to_end_loses_nothing() {
-    run_side_by_side(&faults::LONG, times());
-}
-
-#[test]
-fn brokers_that_come_back_find_everything() {
-    run_side_by_side(&faults::BROKERS, times());
-}
-
 /// The twin of every kind above: it is the healing that makes them pass, and silence is never taken for a confirmation.
 #[test]
 fn in_a_black_hole_that_never_heals_nothing_counts_as_delivered() {
     let broker = Broker::start();
     let proxy = Proxy::to(broker.port);
     let url = format!("mqtt://127.0.0.1:{}", proxy.port);
-    let plan = Plan { access: Access::Open, command_center: "keep_alive = \"5s\"", body: CAMERAS };
+    let plan = Plan { access: Access::Open, command_center: "keep_alive = \"10s\"", body: CAMERAS };
     let mut park = Park::furnish_around(broker, &[&url], &plan);
     park.gateway.start();
     park.center.wait_for_status("the gateway online", |status| status["state"] == "online");

@@ -28,16 +28,14 @@ const MARGIN: Duration = Duration::from_secs(10);
 /// everywhere.
 const RETURN_MAX: Duration = Duration::from_secs(300 + 120);
 /// The keep alive of most kinds, as short as the configuration allows.
-const KEEP_ALIVE: &str = "keep_alive = \"5s\"";
+const KEEP_ALIVE: &str = "keep_alive = \"10s\"";
 /// Half of it more is the bound of silence.
-pub(crate) const SILENCE_MAX: Duration = Duration::from_millis(7_500);
-/// Where ways take seconds, an answer needs longer than the shortest keep alive.
-const KEEP_ALIVE_FAR: &str = "keep_alive = \"10s\"";
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// The keep alive that ships: a dead path is noticed by the missing PUBACK, long before.
 const KEEP_ALIVE_SHIPPED: &str = "keep_alive = \"120s\"";
 const PUBACK_MAX: Duration = Duration::from_secs(30);
 /// A broker that ends forgets what it confirmed and had not yet passed on; only the center's receipt proves more.
-const RECEIPT: &str = "keep_alive = \"5s\"\ndelivered_when = \"receipt\"";
+const RECEIPT: &str = "keep_alive = \"10s\"\ndelivered_when = \"receipt\"";
 /// What ends a connection is noticed when it is read.
 const AT_ONCE: Duration = Duration::ZERO;
 
@@ -210,7 +208,6 @@ pub(crate) const HOLE_SHORT: Kind =
 /// A satellite, or a modem that repeats and repeats: 4 s there and back.
 pub(crate) const FAR: Kind = Kind {
     name: "latency 2 s each way",
-    command_center: KEEP_ALIVE_FAR,
     strike: |scene| scene.proxy.set(Reach::All, Conditions::delayed(Duration::from_secs(2))),
     notice: Notice::Nothing,
     hold: Hold::Confirmed(20.0),
@@ -274,12 +271,14 @@ pub(crate) const FORGETFUL: Kind = Kind {
     ..PLAIN
 };
 
-/// The broker shows the certificate of another authority, until it has its own again.
+/// The broker shows the certificate of another authority, until it has its own again. What somebody must mend is tried
+/// again after half a minute and more.
 pub(crate) const UNTRUSTED: Kind = Kind {
     name: "TLS certificate wrong for a while",
     url: "mqtts://127.0.0.1:{proxy}",
     access: Access::Certificates,
     command_center: RECEIPT,
+    cost: 10,
     strike: |scene| {
         let other = Authority::new("Lain CA").server(&["127.0.0.1"], ALWAYS);
         scene.broker.restart_as(&other);
@@ -303,16 +302,15 @@ pub(crate) const TAKEN_OVER: Kind = Kind {
     ..PLAIN
 };
 
-/// A connection ends, and says so or says nonsense.
-pub(crate) const ENDS: [&Kind; 6] = [&CLOSED, &RESET, &HALF_CLOSED, &REFUSED, &GARBAGE, &TAKEN_OVER];
+/// A connection ends, and says so or says nonsense; or its broker does.
+pub(crate) const ENDS: [&Kind; 8] =
+    [&CLOSED, &RESET, &HALF_CLOSED, &REFUSED, &GARBAGE, &TAKEN_OVER, &RESTARTED, &FORGETFUL];
 /// A connection falls silent.
 pub(crate) const SILENCES: [&Kind; 6] = [&HOLE, &SWALLOWED, &HOLE_UP, &HOLE_DOWN, &FORGOTTEN, &HOLE_SHORT];
 /// A connection is slow or crumbly.
 pub(crate) const SLOW: [&Kind; 3] = [&FAR, &GPRS, &SLICED];
 /// Half a minute or more goes by each time.
-pub(crate) const LONG: [&Kind; 2] = [&HOLE_SHIPPED, &MUTE];
-/// The broker itself.
-pub(crate) const BROKERS: [&Kind; 3] = [&RESTARTED, &FORGETFUL, &UNTRUSTED];
+pub(crate) const LONG: [&Kind; 3] = [&HOLE_SHIPPED, &MUTE, &UNTRUSTED];
 
 const HELD: Way = Way { flow: Flow::Hold, delay: Duration::ZERO, slice_bytes_max: None, bytes_per_s: None };
 
