@@ -14,6 +14,8 @@ mod alarms;
 mod around;
 mod delivery;
 mod faults;
+mod namespace;
+mod network;
 mod operation;
 mod serial;
 mod tls;
