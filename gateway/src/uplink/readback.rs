@@ -139,8 +139,7 @@ mod tests {
             ("\u{0}".to_owned(), None),
         ];
         for (payload, expected) in cases {
-            let mut seen = ReadBack::default();
-            seen.status = SeenStatus::parse(payload.as_bytes());
+            let seen = ReadBack { status: SeenStatus::parse(payload.as_bytes()), ..ReadBack::default() };
             assert_eq!(seen.rolled_back(&lane(OURS, 10), &lane(OURS, 20)), expected, "{payload}");
         }
     }
