@@ -53,7 +53,7 @@ pub struct Settings {
     /// Largest packet accepted from the broker, in bytes. MQTT 3.1.1 cannot tell the broker: there, messages up to
     /// 16 MiB arrive all the same, so that the owner can refuse and acknowledge one, instead of getting it again for ever.
     pub packet_size_max: u32,
-    /// DNS, TCP and CONNACK together.
+    /// DNS, TCP, TLS and CONNACK together.
     pub connect_timeout: Duration,
 }
 

@@ -319,3 +319,48 @@ impl ResolvesClientCert for Identity {
         self.certified_key.is_some()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alert_is_about_our_certificate_only_if_the_broker_asked_for_one() {
+        use AlertDescription as Alert;
+        let (asked, unasked) = (true, false);
+        for (alert, without, with, never) in [
+            // TLS 1.3, OpenSSL with TLS 1.2, and what older ones say.
+            (Alert::CertificateRequired, "tls-client-required", "tls-client-refused", "tls-broken"),
+            (Alert::HandshakeFailure, "tls-client-required", "tls-client-refused", "tls-incompatible"),
+            (Alert::BadCertificate, "tls-client-required", "tls-client-refused", "tls-broken"),
+            (Alert::CertificateRevoked, "tls-client-refused", "tls-client-refused", "tls-broken"),
+            (Alert::UnknownCA, "tls-client-refused", "tls-client-refused", "tls-broken"),
+            (Alert::AccessDenied, "tls-client-required", "tls-client-refused", "tls-broken"),
+            (Alert::ProtocolVersion, "tls-incompatible", "tls-incompatible", "tls-incompatible"),
+            (Alert::InternalError, "tls-broken", "tls-broken", "tls-broken"),
+        ] {
+            for (have, asked, word) in [(None, asked, without), (some_key(), asked, with), (some_key(), unasked, never)]
+            {
+                let fault = tls(have, asked).alert(alert);
+                assert_eq!(fault.word(), word, "{alert:?}, {asked}");
+            }
+        }
+    }
+
+    fn some_key() -> Option<Arc<CertifiedKey>> {
+        let pair = rcgen::generate_simple_self_signed(["taman-01".to_owned()]).expect("a certificate");
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(pair.signing_key.serialize_der());
+        let chain = vec![pair.cert.der().clone()];
+        Some(Arc::new(CertifiedKey::from_der(chain, key.into(), &ring::default_provider()).expect("a pair")))
+    }
+
+    fn tls(certified_key: Option<Arc<CertifiedKey>>, asked: bool) -> Tls {
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("ring has cipher suites for both")
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        let identity = Arc::new(Identity { certified_key, asked: AtomicBool::new(asked) });
+        Tls { config: Arc::new(config), host: "localhost".into(), clock: Clock::system(), identity }
+    }
+}

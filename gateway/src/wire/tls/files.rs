@@ -12,7 +12,7 @@ use std::{
 };
 
 use rustls::{
-    RootCertStore,
+    CertificateError, Error, RootCertStore,
     crypto::CryptoProvider,
     pki_types::{
         CertificateDer, PrivateKeyDer,
@@ -117,13 +117,13 @@ pub(super) fn certified_key(
         let encrypted = pem.windows(9).any(|window| window == b"ENCRYPTED"); // PKCS #8's label, RFC 1421's header
         unusable(if encrypted { "the key is encrypted".into() } else { unparsed(&e, "no private key") })
     })?;
-    match CertifiedKey::from_der(chain, private_key, provider) {
-        Ok(certified_key) => Ok(Some(Arc::new(certified_key))),
-        Err(rustls::Error::InconsistentKeys(_)) => Err(FilesFault::Mismatch { cert: cert.clone(), key: key.clone() }),
-        Err(e @ rustls::Error::InvalidCertificate(_)) => {
-            Err(FilesFault::Certificate { path: cert.clone(), reason: said(&e) })
-        }
-        Err(e) => Err(unusable(said(&e))),
+    let signer = provider.key_provider.load_private_key(private_key).map_err(|e| unusable(said(&e)))?;
+    let certified_key = CertifiedKey::new(chain, signer);
+    match certified_key.keys_match() {
+        // X.509 version 1, which openssl makes with the shortest commands: our verifier does not read it, brokers do.
+        Ok(()) | Err(Error::InvalidCertificate(CertificateError::Other(_))) => Ok(Some(Arc::new(certified_key))),
+        Err(Error::InconsistentKeys(_)) => Err(FilesFault::Mismatch { cert: cert.clone(), key: key.clone() }),
+        Err(e) => Err(FilesFault::Certificate { path: cert.clone(), reason: said(&e) }),
     }
 }
 
