@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use tokio::{io::AsyncReadExt as _, net::TcpStream};
-use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
+use tokio_rustls::TlsConnector;
 
 use super::{Down, Settings, peer::Peer, tls::TlsFault};
 
@@ -25,10 +25,8 @@ async fn reach(settings: &Settings) -> Result<(), Down> {
     let peer = Peer::new(settings)?;
     let stream = TcpStream::connect(peer.address()).await.map_err(|e| peer.unreachable(&e))?;
     let Some(tls) = peer.tls() else { return Ok(()) };
-    let (host, _) = peer.address();
-    let name = ServerName::try_from(host.to_owned()).map_err(|_| TlsFault::Host(host.to_owned()))?;
     let connector = TlsConnector::from(tls.config.clone());
-    let mut stream = connector.connect(name, stream).await.map_err(|e| tls.handshake(&e))?;
+    let mut stream = connector.connect(tls.server_name(), stream).await.map_err(|e| tls.handshake(&e))?;
     match tokio::time::timeout(REFUSAL_MAX, stream.read(&mut [0])).await {
         Ok(Err(e)) => Err(peer.broken(&e)),
         Ok(Ok(0)) => Err(Down::Tls(TlsFault::Aborted)),

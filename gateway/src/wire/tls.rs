@@ -189,6 +189,11 @@ impl Tls {
         Ok(Self { config: Arc::new(config), host: host.to_owned(), clock, identity })
     }
 
+    /// What the broker's certificate must be for.
+    pub(super) fn server_name(&self) -> ServerName<'static> {
+        ServerName::try_from(self.host.clone()).expect("checked when this was made")
+    }
+
     /// Names an error of the handshake.
     pub(super) fn handshake(&self, error: &io::Error) -> Down {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};

@@ -1,6 +1,6 @@
 //! Whether another gateway uses our id: pure.
 //!
-//! Two gateways of one id drive each other out, for ever. What shows it: the broker says "taken over" (MQTT 5 only), and
+//! Two gateways of one id drive each other out, for ever. What shows it: some brokers say "taken over" (MQTT 5 only), and
 //! on our own `status` speaks a **voice** that is not ours. Not every strange voice is another gateway that lives: the
 //! board that this one replaced, our own run before, a will published late, a broker that lost its last half hour. So
 //! whatever a broker already had before we spoke there counts for nothing, each voice counts once, and only what cannot
