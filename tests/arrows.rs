@@ -89,6 +89,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("sled", &["store"]),
     ("prometheus", &["metrics", "http"]),
     ("tokio_modbus", &["source::modbus", "cli::demo"]),
+    ("tokio_serial", &["source::modbus::port"]),
+    ("crc", &["source::modbus::rtu"]),
     ("axum", &["http"]),
     ("hyper", &["http", "cli"]),
     ("toml", &["config"]),

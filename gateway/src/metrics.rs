@@ -25,6 +25,12 @@ pub struct Metrics {
     pub modbus_poll_late_seconds: HistogramVec,
     /// `gardu_modbus_connects_total{bus}`
     pub modbus_connects: IntCounterVec,
+    /// `gardu_modbus_line_faults_total{bus,fault}`: serial lines only
+    pub modbus_line_faults: IntCounterVec,
+    /// `gardu_modbus_quarantine_seconds_total{bus}`: part of the busy seconds
+    pub modbus_quarantine_seconds: CounterVec,
+    /// `gardu_modbus_discarded_bytes_total{bus}`: noise, echoes of others, late answers
+    pub modbus_discarded_bytes: IntCounterVec,
     /// `gardu_mqtt_messages_total{input,result}`; result: taken, refused, ignored
     pub mqtt_messages: IntCounterVec,
     /// `gardu_alarm_transitions_total{severity,kind}`
@@ -112,6 +118,24 @@ impl Metrics {
                 &["bus"],
             ),
             modbus_connects: counters("modbus_connects_total", "Connections opened.", &["bus"]),
+            modbus_line_faults: counters(
+                "modbus_line_faults_total",
+                "Requests on a serial line without a believable answer.",
+                &["bus", "fault"],
+            ),
+            modbus_quarantine_seconds: put(
+                r,
+                CounterVec::new(
+                    opts("modbus_quarantine_seconds_total", "Time serial lines were kept silent after a fault."),
+                    &["bus"],
+                )
+                .expect("valid names"),
+            ),
+            modbus_discarded_bytes: counters(
+                "modbus_discarded_bytes_total",
+                "Bytes on serial lines that nobody asked for.",
+                &["bus"],
+            ),
             mqtt_messages: counters("mqtt_messages_total", "Messages received.", &["input", "result"]),
             alarm_transitions: counters("alarm_transitions_total", "Alarm transitions.", &["severity", "kind"]),
             alarms: gauges("alarms", "Alarms by state.", &["state"]),

@@ -1,153 +1,163 @@
 //! Nothing is lost: brokers and the daemon are killed under load, subscribers leave, rights are missing.
 
-use std::thread;
+use std::time::Duration;
 
 use serde_json::json;
 
-use crate::{
-    contract,
-    support::{
-        broker::{Access, Broker, GATEWAY},
-        gateway::{Gateway, wipe},
-        kills,
-        ledger::Ledger,
-        mqtt::Version,
-        park::{CABINET, CAMERAS, Park, Plan, meters},
-        until,
-    },
+use crate::support::{
+    broker::{Access, Broker, GATEWAY},
+    center::Center,
+    gateway::{Gateway, wipe},
+    kills,
+    ledger::Ledger,
+    load::{self, Between, Load, random_moment, reads},
+    mqtt::{Connection, Retain, Version},
+    park::{self, CABINET, CAMERAS, Park, Plan},
+    until,
 };
 
-/// Detections between two kills: enough that a kill meets commits, publishes and confirmations under way.
-const DETECTIONS: u64 = 60;
-/// Cameras that take turns.
-const CAMERA_COUNT: u64 = 3;
-/// Meter registers whose every change is telemetry.
-const METER_COUNT: u16 = 8;
+/// Both processes within so much are one power cut.
+const AT_ONCE: Duration = Duration::from_millis(3);
 
-fn arrived(ledger: &Ledger) -> u64 {
-    ledger.events.iter().filter(|event| event.subject.ends_with("/motion/intruder")).count() as u64
+/// Cameras and meters work while `fault` strikes again and again; nothing is lost.
+fn under_load(name: &str, faults: u64, command_center: &str, fault: impl FnMut(&mut Gateway, &mut Broker)) {
+    let mut park = Park::open_with(&Plan { access: Access::Open, command_center, body: &load::body() });
+    Load { name, faults, between: Between::Delivered }.on(&mut park, fault);
 }
 
-/// Whether telemetry ever said this of a point.
-fn reads(ledger: &Ledger, point: &str, value: u16) -> Option<()> {
-    let mut readings = ledger.events.iter().filter_map(|event| event.data("readings").as_array()).flatten();
-    readings.any(|reading| reading["point"] == point && reading["value"] == value).then_some(())
-}
-
-/// Cameras publish detections, each confirmed before the next, and meters turn, while `fault` strikes again and again;
-/// then every detection must have arrived once, and every settled number with it.
-fn under_load(name: &str, plan: &str, fault: impl Fn(&mut Gateway, &mut Broker)) {
-    let body = format!("{CAMERAS}{}", meters("100ms", METER_COUNT, 1));
-    let mut park = Park::open_with(&Plan { access: Access::Open, command_center: plan, body: &body });
-    let mut camera = park.camera(Version::V311);
-    let total = kills() * DETECTIONS;
-    let Park { gateway, center, plc, broker } = &mut park;
-    thread::scope(|scope| {
-        let load = scope.spawn(|| {
-            for i in 0..total {
-                // Each camera's message ends what its message before began: every one is a transition.
-                let (which, value) = (i % CAMERA_COUNT, (i / CAMERA_COUNT).is_multiple_of(2));
-                plc.set(1, &format!("input:{}", i % u64::from(METER_COUNT)), u16::try_from(i + 1).unwrap_or(u16::MAX));
-                camera.publish(&format!("cam/kamera{which}/motion"), &value.to_string());
-            }
-        });
-        for kill in 1..=kills() {
-            let so_many = total * kill / (kills() + 1);
-            center.wait_for("the load to go on", |ledger| (arrived(ledger) >= so_many).then_some(()));
-            fault(gateway, broker);
-        }
-        load.join().expect("every detection was confirmed");
-    });
-    center.wait_for("every detection", |ledger| (arrived(ledger) >= total).then_some(()));
-    for which in 0..CAMERA_COUNT {
-        let alarm = format!("kamera{which}/motion/intruder");
-        let ledger = center.ledger();
-        for kind in ["raised", "cleared"] {
-            let mut occurrences: Vec<_> =
-                ledger.transitions(kind, &alarm).map(|e| e.data("occurrence").as_u64()).collect();
-            occurrences.sort_unstable();
-            let expected: Vec<_> = (1..=total / CAMERA_COUNT / 2).map(Some).collect();
-            assert_eq!(occurrences, expected, "{alarm} {kind}");
-        }
-    }
-    // The last of the meters' story, and every confirmation, before it is asked to stop.
-    park.plc.set(1, "input:0", u16::MAX);
-    park.center.wait_for("the last change of a meter", |ledger| reads(ledger, "meter1/p0", u16::MAX));
-    park.gateway.wait_for_metric("gardu_outbox_records{lane=\"a\"}", |waiting| waiting < 1.0);
-    let last = park.stop();
-    assert_eq!(last["reason"], "stopped", "{last}");
-    let proved = park.center.assert_complete();
-    let settled = last["lanes"]["a"]["settled"].as_u64().unwrap_or(0);
-    assert!(settled >= total, "only {settled} of {total} detections are settled: {last}");
-    let telemetry = park.center.ledger().events.iter().filter(|event| event.lane == 't').count();
-    eprintln!(
-        "{name}: {} kills, {total} detections, 0 lost; {} numbers settled, {} here, {} declared lost, {} repeated; \
-         {telemetry} telemetry events, {} payloads checked",
-        kills(),
-        proved.settled,
-        proved.arrived,
-        proved.declared_lost,
-        proved.duplicates,
-        contract::checked(),
-    );
+fn kill_and_start(gateway: &mut Gateway) {
+    gateway.kill9();
+    gateway.start();
 }
 
 /// A broker that is killed forgets what it had confirmed and not yet passed on; only the center's receipt proves more.
 #[test]
 fn no_event_is_lost_when_the_broker_is_killed_again_and_again() {
-    under_load("broker kill -9", "delivered_when = \"receipt\"", |_, broker| {
+    under_load("broker kill -9, receipts", kills(10), "delivered_when = \"receipt\"", |_, broker| {
         broker.kill9();
+        broker.restart();
+    });
+}
+
+/// What a broker confirmed it keeps only for a center whose session it knows, and only if it may save before it ends:
+/// then its PUBACK is enough.
+#[test]
+fn no_event_is_lost_when_the_broker_is_restarted_in_peace() {
+    let body = load::body();
+    let mut park = Park::furnish(&Plan { access: Access::Open, command_center: "", body: &body });
+    park.center.leave();
+    park.center = Center::start_kept(park.broker.port, park::ID);
+    park.gateway.start();
+    let load = Load { name: "broker SIGTERM, no receipts", faults: kills(3), between: Between::Delivered };
+    load.on(&mut park, |_, broker| {
+        broker.stop();
         broker.restart();
     });
 }
 
 #[test]
 fn no_event_is_lost_when_the_daemon_is_killed_again_and_again() {
-    under_load("daemon kill -9", "", |gateway, _| {
-        gateway.kill9();
-        gateway.start();
+    under_load("daemon kill -9", kills(10), "", |gateway, _| kill_and_start(gateway));
+}
+
+#[test]
+fn no_event_is_lost_when_both_are_killed_at_once_again_and_again() {
+    let name = "both kill -9 at once, receipts";
+    let mut dice = load::dice("which of both is first");
+    under_load(name, kills(5), "delivered_when = \"receipt\"", |gateway, broker| {
+        if dice.bool() {
+            gateway.kill9();
+            random_moment(&mut dice, AT_ONCE);
+            broker.kill9();
+        } else {
+            broker.kill9();
+            random_moment(&mut dice, AT_ONCE);
+            gateway.kill9();
+        }
+        if dice.bool() {
+            broker.restart();
+            gateway.start();
+        } else {
+            gateway.start();
+            broker.restart();
+        }
     });
 }
 
 #[test]
 fn mqtt_3_1_1_delivers_the_same() {
     let plan = "protocol = \"v3.1.1\"\ndelivered_when = \"puback\"";
-    under_load("3.1.1, daemon kill -9", plan, |gateway, _| {
-        gateway.kill9();
-        gateway.start();
+    under_load("daemon kill -9, 3.1.1", kills(5), plan, |gateway, _| kill_and_start(gateway));
+}
+
+/// Kills the daemon in one outage of its command center's broker, which was killed before, and ends the outage with the
+/// last: what was confirmed to a camera before each kill is there at the end.
+fn in_one_outage(name: &str, faults: u64, park: &mut Park) {
+    let mut left = faults;
+    Load { name, faults, between: Between::Confirmed }.on(park, |gateway, broker| {
+        kill_and_start(gateway);
+        left -= 1;
+        if left == 0 {
+            broker.restart();
+        }
     });
 }
 
 #[test]
-fn what_a_publisher_got_its_puback_for_survives_a_kill() {
-    let mut park = Park::open(CAMERAS);
-    // Nobody can have delivered it meanwhile: the command center's broker is gone.
+fn what_a_publisher_got_its_puback_for_survives_every_kill_of_one_outage() {
+    let mut park = Park::open(&load::body());
     park.broker.kill9();
-    for n in 0..kills() {
-        park.camera(Version::V311).publish(&format!("cam/kamera{n}/motion"), "true");
-        park.kill_and_start();
+    in_one_outage("daemon kill -9 in one outage", kills(6), &mut park);
+}
+
+#[test]
+fn a_daemon_that_never_connected_before_it_was_killed_has_lost_nothing() {
+    let body = load::body();
+    let mut park = Park::furnish(&Plan { access: Access::Open, command_center: "", body: &body });
+    park.broker.kill9();
+    park.gateway.start();
+    in_one_outage("daemon kill -9 before it ever connected", kills(4), &mut park);
+}
+
+/// A camera that never saw its PUBACKs sends again, and the daemon tells it again as a new occurrence: packet ids begin
+/// anew with each connection of many cameras, so what looks like a repeat may be news, and news is never swallowed.
+#[test]
+fn what_is_delivered_again_after_a_kill_is_told_again() {
+    let mut park = Park::open(CAMERAS);
+    let words = [("cam/kamera0/motion", b"true".as_slice()), ("cam/kamera0/motion", b"false")];
+    let open = |park: &Park| Connection::open_patiently(park.gateway.ingest, Version::V311, "camera", None);
+    let mut before = open(&park);
+    for (topic, payload) in words {
+        before.send_publish(topic, payload, Retain::No).expect("the gateway listens");
     }
-    park.broker.restart();
-    for n in 0..kills() {
-        park.center.wait_for_transition("raised", &format!("kamera{n}/motion/intruder"));
+    park.center.wait_for_transition("cleared", "kamera0/motion/intruder");
+    park.kill_and_start();
+    let mut again = open(&park);
+    for (topic, payload) in words {
+        again.send_publish_again(topic, payload).expect("the gateway listens");
     }
+    park.center.wait_for("a second occurrence that ended", |ledger| {
+        let mut ended = ledger.transitions("cleared", "kamera0/motion/intruder");
+        ended.any(|event| event.data("occurrence") == 2).then_some(())
+    });
+    let told = |kind| park.center.ledger().transitions(kind, "kamera0/motion/intruder").count();
+    assert_eq!((told("raised"), told("cleared")), (2, 2));
     park.center.assert_complete();
 }
 
-/// The twin of the test above: it is the store that makes it pass.
+/// The twin of the tests above that kill the daemon: it is the store that makes them pass.
 #[test]
-fn without_its_store_the_same_alarm_is_gone() {
-    let mut park = Park::open(CAMERAS);
+fn without_its_store_the_same_events_are_gone() {
+    let mut park = Park::open(&load::body());
     park.broker.kill9();
-    park.camera(Version::V311).publish("cam/kamera0/motion", "true");
-    park.gateway.kill9();
-    wipe(&park.gateway.outbox());
-    park.gateway.start();
-    let before = park.center.ledger().status_now()["lanes"]["a"]["epoch"].clone();
-    park.broker.restart();
-    park.center.wait_for_status("another epoch", |status| status["lanes"]["a"]["epoch"] != before);
-    park.mark();
-    assert!(park.center.ledger().first("raised", "kamera0/motion/intruder").is_none());
+    let twin = Load { name: "twin: daemon killed, its store wiped", faults: 1, between: Between::Confirmed };
+    let outcome = twin.strike(&mut park, |gateway, broker| {
+        gateway.kill9();
+        wipe(&gateway.outbox());
+        gateway.start();
+        broker.restart();
+    });
+    assert!(outcome.lost > 0, "{outcome}");
 }
 
 #[test]
@@ -169,7 +179,7 @@ fn what_nobody_subscribed_to_is_kept_until_somebody_does() {
 
 #[test]
 fn a_lane_without_the_right_waits_and_the_other_goes_on() {
-    let body = format!("{CAMERAS}{}", meters("100ms", METER_COUNT, 1));
+    let body = load::body();
     let plan = Plan { access: Access::Users, command_center: "", body: &body };
     let mut park = Park::furnish(&plan);
     park.broker.set_denied(&["gardu/v1/+/telemetry/#"]);

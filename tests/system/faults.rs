@@ -116,7 +116,7 @@ fn a_broker_that_forgot_everything_is_told_again_what_stands() {
 }
 
 /// What both kinds of silence must lead to.
-fn silence(park: &mut Park, begin: impl Fn(&mut Park), end: impl Fn(&mut Park)) {
+pub(crate) fn silence(park: &mut Park, begin: impl Fn(&mut Park), end: impl Fn(&mut Park)) {
     park.plc.set(1, "discrete:0", 1);
     park.plc.set(1, "input:0", 21);
     park.wait_until_good("panel/temp");

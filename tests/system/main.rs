@@ -15,4 +15,6 @@ mod around;
 mod delivery;
 mod faults;
 mod operation;
+mod serial;
 mod tls;
+mod twins;

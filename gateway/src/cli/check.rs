@@ -3,21 +3,23 @@
 //!
 //! The plan is an estimate before anything runs; every assumption in it is a constant here and is said in the text.
 
+mod buses;
+
 use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr, path::Path, time::Duration};
 
 use serde_json::{Value as Json, json};
 
+use self::buses::BusPlan;
 use super::{Form, exit};
 use crate::{
     config::{
-        self, BrokerUrl, Config, Device, Endpoint, Language, Link, Login, Need, Problems, Report, Scheme, Subscription,
+        self, BrokerUrl, Config, Endpoint, Language, Login, Need, Problems, Report, Scheme, Subscription,
         TemplateSegment, units,
     },
+    source::modbus::timing::{ROUND_TRIP, TURNAROUND},
     text,
 };
 
-/// Round trip of one Modbus TCP request on a local network with a typical small device.
-const ROUND_TRIP_MS: u64 = 5;
 /// A telemetry message without its readings: envelope, topic, MQTT, TCP and IP, and the PUBACK.
 const BATCH_BYTES: u64 = 900;
 /// One reading inside a message.
@@ -31,7 +33,7 @@ const MONTH: Duration = Duration::from_secs(30 * 86_400);
 
 /// Checks the file and prints what is to be said; the exit code is returned.
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "the edge where text leaves the program")]
-pub fn run(path: &Path, language: Option<Language>, form: Form, requests_of: impl Fn(&Device) -> usize) -> u8 {
+pub fn run(path: &Path, language: Option<Language>, form: Form) -> u8 {
     let result = config::load(path, Need::Reachable);
     let configured = match &result {
         Ok(config) => Some(config.gateway.language),
@@ -39,7 +41,7 @@ pub fn run(path: &Path, language: Option<Language>, form: Form, requests_of: imp
     };
     let locale = || Language::of_locale(|name| std::env::var(name).ok());
     let language = language.or(configured).or_else(locale).unwrap_or_default();
-    let (stdout, stderr, exit) = report(&result, language, form, requests_of);
+    let (stdout, stderr, exit) = report(&result, language, form);
     print!("{stdout}");
     eprint!("{stderr}");
     exit
@@ -47,15 +49,10 @@ pub fn run(path: &Path, language: Option<Language>, form: Form, requests_of: imp
 
 /// What goes to standard output and standard error, and the exit code: 0, or 78 for a configuration with problems.
 #[must_use]
-pub fn report(
-    result: &Result<Config, Problems>,
-    language: Language,
-    form: Form,
-    requests_of: impl Fn(&Device) -> usize,
-) -> (String, String, u8) {
+pub fn report(result: &Result<Config, Problems>, language: Language, form: Form) -> (String, String, u8) {
     match (result, form) {
-        (Ok(config), Form::Text) => (plan_text(config, &Plan::of(config, requests_of), language), String::new(), 0),
-        (Ok(config), Form::Json) => (line(&plan_json(config, &Plan::of(config, requests_of))), String::new(), 0),
+        (Ok(config), Form::Text) => (plan_text(config, &Plan::of(config), language), String::new(), 0),
+        (Ok(config), Form::Json) => (line(&plan_json(config, &Plan::of(config))), String::new(), 0),
         (Err(problems), Form::Text) => {
             let total = text::say(language, "check-refused", &[("count", problems.total.into())]);
             (String::new(), format!("{}\n{total}\n", problems.render(language)), exit::CONFIG)
@@ -77,52 +74,9 @@ fn problems_json(problems: &Problems, language: Language) -> Json {
     json!({"ok": false, "total": problems.total, "problems": shown})
 }
 
-/// One bus, estimated.
-struct BusPlan {
-    name: String,
-    url: String,
-    devices: Vec<DevicePlan>,
-}
-
-/// One device, estimated.
-struct DevicePlan {
-    name: String,
-    unit: u8,
-    poll: Duration,
-    points: usize,
-    requests: usize,
-}
-
-impl DevicePlan {
-    fn cycle_ms(&self) -> u64 {
-        (self.requests as u64).saturating_mul(ROUND_TRIP_MS)
-    }
-
-    /// Share of the bus's time, in percent.
-    fn busy_percent(&self) -> f64 {
-        #[expect(clippy::cast_precision_loss, reason = "milliseconds of one cycle")]
-        let cycle_ms = self.cycle_ms() as f64;
-        cycle_ms / (self.poll.as_secs_f64() * 1_000.0) * 100.0
-    }
-}
-
-impl BusPlan {
-    fn requests(&self) -> usize {
-        self.devices.iter().map(|device| device.requests).sum()
-    }
-
-    fn cycle_ms(&self) -> u64 {
-        self.devices.iter().map(DevicePlan::cycle_ms).sum()
-    }
-
-    fn busy_percent(&self) -> f64 {
-        self.devices.iter().map(DevicePlan::busy_percent).sum()
-    }
-}
-
 /// What the configuration amounts to.
-struct Plan {
-    buses: Vec<BusPlan>,
+struct Plan<'a> {
+    buses: Vec<BusPlan<'a>>,
     /// Points known by name.
     points: usize,
     /// Subscriptions whose messages name the points.
@@ -131,37 +85,14 @@ struct Plan {
     month_bytes: u64,
 }
 
-impl Plan {
-    fn of(config: &Config, requests_of: impl Fn(&Device) -> usize) -> Self {
-        let device = |device: &Device| DevicePlan {
-            name: device.name.to_string(),
-            unit: device.unit,
-            poll: device.poll,
-            points: device.points.len(),
-            requests: requests_of(device),
-        };
-        let buses: Vec<BusPlan> = config
-            .modbus
-            .iter()
-            .map(|bus| BusPlan {
-                name: bus.name.to_string(),
-                url: url(&bus.link),
-                devices: bus.devices.iter().map(device).collect(),
-            })
-            .collect();
+impl<'a> Plan<'a> {
+    fn of(config: &'a Config) -> Self {
         let subscriptions = || config.mqtt.iter().flat_map(|input| &input.subscriptions);
         let open = subscriptions().filter(|s| is_open(s)).count();
         let fixed = subscriptions().count() - open;
         let points = fixed + config.modbus.iter().flat_map(|bus| &bus.devices).map(|d| d.points.len()).sum::<usize>();
+        let buses = config.modbus.iter().map(BusPlan::of).collect();
         Self { buses, points, open, month_bytes: month_bytes(config) }
-    }
-}
-
-fn url(link: &Link) -> String {
-    match link {
-        Link::Tcp { host, port } => format!("tcp://{host}:{port}"),
-        Link::Rtu { path, .. } => format!("rtu://{}", path.display()),
-        Link::RtuOverTcp { host, port, .. } => format!("rtu+tcp://{host}:{port}"),
     }
 }
 
@@ -220,38 +151,30 @@ const fn times(every: Duration) -> u64 {
     MONTH.as_secs() / if every_s == 0 { 1 } else { every_s }
 }
 
-fn plan_json(config: &Config, plan: &Plan) -> Json {
-    let device = |d: &DevicePlan| {
-        json!({"name": d.name, "unit": d.unit, "poll_ms": d.poll.as_millis() as u64, "points": d.points,
-               "requests": d.requests, "cycle_ms": d.cycle_ms(), "busy_percent": d.busy_percent()})
-    };
-    let bus = |b: &BusPlan| {
-        json!({"name": b.name, "url": b.url, "requests": b.requests(), "cycle_ms": b.cycle_ms(),
-               "busy_percent": b.busy_percent(), "devices": b.devices.iter().map(device).collect::<Vec<_>>()})
-    };
+fn plan_json(config: &Config, plan: &Plan<'_>) -> Json {
     let input = |input: &config::MqttInput| json!({"name": input.name, "subscriptions": input.subscriptions.len()});
     json!({
         "ok": true,
         "gateway": config.gateway.id,
         "config": config.fingerprint,
-        "buses": plan.buses.iter().map(bus).collect::<Vec<_>>(),
+        "buses": plan.buses.iter().map(BusPlan::json).collect::<Vec<_>>(),
         "mqtt": config.mqtt.iter().map(input).collect::<Vec<_>>(),
         "points": plan.points,
         "unencrypted": exposed(config).into_iter().map(|(_, at)| at).collect::<Vec<_>>(),
         "open_subscriptions": plan.open,
         "rules": config.rules.len(),
         "month_bytes": plan.month_bytes,
-        "assumed": {"round_trip_ms": ROUND_TRIP_MS, "batch_bytes": BATCH_BYTES, "reading_bytes": READING_BYTES,
+        "assumed": {"round_trip_ms": ROUND_TRIP.as_millis() as u64, "turnaround_ms": TURNAROUND.as_millis() as u64,
+                    "batch_bytes": BATCH_BYTES, "reading_bytes": READING_BYTES,
                     "change_every_s": CHANGE_EVERY.as_secs(), "month_days": MONTH.as_secs() / 86_400},
     })
 }
 
-fn plan_text(config: &Config, plan: &Plan, language: Language) -> String {
+fn plan_text(config: &Config, plan: &Plan<'_>, language: Language) -> String {
     let mut out = String::new();
     let mut say = |indent: usize, key: &str, args: &[text::Arg<'_>]| {
         writeln!(out, "{:indent$}{}", "", text::say(language, key, args)).expect("writing to a string cannot fail");
     };
-    let percent = |x: f64| format!("{x:.1}");
     say(
         0,
         "check-plan-ok",
@@ -260,29 +183,9 @@ fn plan_text(config: &Config, plan: &Plan, language: Language) -> String {
     let urls: Vec<String> = config.command_center.urls.iter().map(ToString::to_string).collect();
     say(0, "check-plan-center", &[("urls", urls.join(", ").into())]);
     for bus in &plan.buses {
-        say(0, "check-plan-bus", &[("name", bus.name.as_str().into()), ("url", bus.url.as_str().into())]);
-        for device in &bus.devices {
-            let args = [
-                ("name", device.name.as_str().into()),
-                ("unit", device.unit.to_string().into()),
-                ("points", device.points.into()),
-                ("requests", device.requests.into()),
-                ("poll", units::show_duration(device.poll).into()),
-                ("cycle", device.cycle_ms().to_string().into()),
-            ];
-            say(2, "check-plan-device", &args);
-        }
-        let busy = bus.busy_percent();
-        let args = [
-            ("requests", bus.requests().into()),
-            ("cycle", bus.cycle_ms().to_string().into()),
-            ("busy", percent(busy).into()),
-        ];
-        say(2, if busy > 100.0 { "check-plan-bus-over" } else { "check-plan-bus-sum" }, &args);
+        bus.text(&mut say);
     }
-    if !plan.buses.is_empty() {
-        say(2, "check-plan-assumed-trip", &[("ms", ROUND_TRIP_MS.to_string().into())]);
-    }
+    buses::assumed(&plan.buses, &mut say);
     for input in &config.mqtt {
         let at = match &input.endpoint {
             Endpoint::Broker { url, .. } => url.to_string(),
@@ -323,21 +226,21 @@ fn megabytes(bytes: u64) -> String {
 mod tests {
     use super::*;
 
-    /// The plan or the problems of a file with two points on one device.
-    fn checked(poll: &str, language: Language, form: Form) -> (String, String, u8) {
-        let text = format!(
+    /// A file with two points and one more, if given, on one device.
+    fn text(url: &str, poll: &str, point: &str) -> String {
+        format!(
             "[gateway]
 id = 'taman'
 [command_center]
 urls = ['mqtt://cc1']
 [[modbus]]
 name = 'cabinet'
-url = 'tcp://10.0.0.5'
+url = '{url}'
 [[modbus.device]]
 name = 'panel'
 unit = 7
 poll = '{poll}'
-point = [{{ name = 'door', register = 'coil:0' }}, {{ name = 'temp', register = 'input:0' }}]
+point = [{{ name = 'door', register = 'coil:0' }}, {{ name = 'temp', register = 'input:0' }}, {point}]
 [[mqtt]]
 name = 'sensors'
 listen = '127.0.0.1:1883'
@@ -345,11 +248,19 @@ listen = '127.0.0.1:1883'
 topic = 's/{{device}}'
 point = '{{device}}/level'
 "
-        );
+        )
+    }
+
+    /// The plan or the problems of a file.
+    fn checked_text(text: &str, language: Language, form: Form) -> (String, String, u8) {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("gardu.toml");
         std::fs::write(&path, text).expect("a file");
-        report(&config::load(&path, Need::Reachable), language, form, |device| device.points.len())
+        report(&config::load(&path, Need::Reachable), language, form)
+    }
+
+    fn checked(poll: &str, language: Language, form: Form) -> (String, String, u8) {
+        checked_text(&text("tcp://10.0.0.5", poll, ""), language, form)
     }
 
     #[test]
@@ -389,7 +300,7 @@ Telemetry data a month: about 22.7 MB
         let path = folder.path().join("gardu.toml");
         std::fs::write(&path, text).expect("a file");
         let config = config::load(&path, Need::None);
-        let said = |language, form| report(&config, language, form, |_| 0).0;
+        let said = |language, form| report(&config, language, form).0;
         let json: Json = serde_json::from_str(&said(Language::English, Form::Json)).expect("JSON");
         assert_eq!(json["unencrypted"], json!(["mqtt://cc1:1883", "mqtt://[fd00::1]:1883", "10.0.0.1:1883"]));
         for (language, word) in [(Language::English, "unencrypted"), (Language::Indonesian, "tanpa enkripsi")] {
@@ -404,13 +315,73 @@ Telemetry data a month: about 22.7 MB
     fn a_bus_that_cannot_keep_up_is_warned_of_but_allowed() {
         let (full, ..) = checked("10ms", Language::English, Form::Text);
         assert!(full.contains("bus 100.0 % busy") && !full.contains("WARNING"), "{full}");
-        let more = |device: &Device| device.points.len() + 1;
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let path = folder.path().join("gardu.toml");
-        std::fs::write(&path, include_str!("../../../config/gardu.toml").replace("poll = \"1s\"", "poll = \"10ms\""))
-            .expect("a file");
-        let (text, _, exit) = report(&config::load(&path, Need::Reachable), Language::English, Form::Text, more);
-        assert!(text.contains("WARNING") && exit == 0, "{text}");
+        let point = "{ name = 'x', register = 'holding:0' }";
+        let (text, _, exit) = checked_text(&text("tcp://10.0.0.5", "10ms", point), Language::English, Form::Text);
+        assert!(text.contains("WARNING: 3 requests a cycle, about 15 ms; bus 150.0 % busy") && exit == 0, "{text}");
+    }
+
+    /// The lines about a bus at this address, the first left out.
+    fn bus_lines(url: &str, poll: &str, point: &str, language: Language) -> String {
+        let (out, problems, _) = checked_text(&text(url, poll, point), language, Form::Text);
+        assert_eq!(problems, "");
+        out.lines().skip(2).take_while(|line| !line.starts_with("MQTT")).collect::<Vec<_>>().join("\n")
+    }
+
+    /// 8 + 6 and 8 + 7 characters of 10 bits, twice 4.01 ms of silence and 5 ms: 27.6 and 28.6 ms at 9600.
+    #[test]
+    fn a_serial_line_shows_its_rate_and_the_time_of_its_frames() {
+        let expected = "\
+Bus cabinet (rtu:///dev/serial/by-id/usb-1, 9600 8N1)
+  panel, unit 7: points 3, requests 2 each 1s, about 57 ms
+  in all 2 requests a cycle, about 57 ms; bus 5.6 % busy
+  assumed on a serial line: devices begin to answer after 5 ms, a converter takes 5 ms more";
+        let coil = "{ name = 'lamp', register = 'coil:5' }";
+        let said = bus_lines("rtu:///dev/serial/by-id/usb-1", "1s", coil, Language::English);
+        assert_eq!(said, expected);
+        let said = bus_lines("rtu+tcp://10.0.0.6:4196?parity=even", "1s", coil, Language::English);
+        assert!(said.starts_with("Bus cabinet (rtu+tcp://10.0.0.6:4196, 9600 8E1)\n"), "{said}");
+        assert!(said.contains("about 70 ms"), "{said}");
+    }
+
+    #[test]
+    fn what_will_not_work_out_on_a_serial_line_is_said_with_what_to_write() {
+        let warned = |url: &str, poll: &str, point: &str, english: &str, indonesian: &str| {
+            for (language, expected) in [(Language::English, english), (Language::Indonesian, indonesian)] {
+                let said = bus_lines(url, poll, point, language);
+                assert!(said.lines().any(|line| line == format!("  {expected}")), "{said}");
+            }
+        };
+        let coil = "{ name = 'lamp', register = 'coil:5' }";
+        warned(
+            "rtu:///dev/ttyUSB0",
+            "60ms",
+            coil,
+            "WARNING: 2 requests a cycle, about 57 ms; bus 93.8 % busy, too little is left for slow or silent devices; lengthen poll",
+            "PERINGATAN: 2 permintaan per putaran, sekitar 57 ms; bus sibuk 93.8 %, sisa waktu kurang untuk perangkat yang lambat atau diam; perpanjang poll",
+        );
+        warned(
+            "rtu:///dev/ttyUSB0",
+            "1s",
+            coil,
+            "hint: /dev/ttyUSB0 can become another port after a restart; write its name in /dev/serial/by-id",
+            "saran: /dev/ttyUSB0 dapat menjadi port lain setelah dinyalakan ulang; tulis namanya di /dev/serial/by-id",
+        );
+        warned(
+            "rtu:///dev/ttyS0?baud=1200",
+            "1m",
+            "{ name = 'text', register = 'holding:0', type = 'string', length = 125 }",
+            "WARNING: the longest answer takes 2261 ms on this line, but timeout is 500ms; write timeout = \"2500ms\"",
+            "PERINGATAN: jawaban terpanjang memerlukan 2261 ms di kabel ini, sedangkan timeout 500ms; tulis timeout = \"2500ms\"",
+        );
+        warned(
+            "rtu:///dev/ttyS0",
+            "1s",
+            "{ name = 'x', register = 'coil:1' }]\n[[modbus.device]]\nname = 'lamp'\nunit = 7\npoint = [{ name = 'y', register = 'coil:0' }",
+            "hint: panel, lamp are the same unit 7; on a serial line a late answer to one can be taken for the other's: write them as one device",
+            "saran: panel, lamp adalah unit 7 yang sama; di kabel serial jawaban yang terlambat bisa tertukar di antara keduanya: tulis sebagai satu perangkat",
+        );
+        let quiet = bus_lines("rtu:///dev/ttyS0", "1s", coil, Language::English);
+        assert!(!quiet.contains("WARNING") && !quiet.contains("hint"), "{quiet}");
     }
 
     #[test]

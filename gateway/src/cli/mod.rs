@@ -16,7 +16,6 @@ use crate::{
     config::{self, Language, Need},
     daemon::Daemon,
     notify::Manager,
-    source::modbus::plan::{Holes, plan},
     text,
 };
 
@@ -45,7 +44,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
             allocator::set(args);
             run::run(&config, asked)
         }
-        What::Check(form) => check::run(&config, asked, form, |device| plan(device, Holes::Read).len()).into(),
+        What::Check(form) => check::run(&config, asked, form).into(),
         What::Status(form) => runtime().block_on(status::run(&config, asked, form)).into(),
         What::Demo(length) => demo(demo::Options { length, language: language(asked) }),
     }

@@ -121,7 +121,7 @@ pub(super) fn keep_alive(section: &Section<'_>) -> Duration {
 /// `mqtt://host[:port]` or `mqtts://host[:port]`.
 pub(super) fn broker_url(node: Node<'_>) -> Option<BrokerUrl> {
     let schemes = [("mqtt", Scheme::Mqtt, 1883), ("mqtts", Scheme::Mqtts, 8883)];
-    let (scheme, host, port) = url(node, &schemes, &[], "mqtts://cc1.example.go.id:8883")?;
+    let (scheme, host, port) = url(node, &schemes, "mqtts://cc1.example.go.id:8883")?;
     if scheme == Scheme::Mqtts && !tls::is_server_name(&host) {
         return node.wrong("check-url-server-name", &[("value", host.into())]);
     }
@@ -132,14 +132,12 @@ pub(super) fn broker_url(node: Node<'_>) -> Option<BrokerUrl> {
 pub(super) fn url<T: Copy>(
     node: Node<'_>,
     schemes: &[UrlScheme<T>],
-    schemes_later: &[&str],
     example: &'static str,
 ) -> Option<(T, String, u16)> {
     let text = node.text()?;
-    match units::url(text, schemes, schemes_later) {
+    match units::url(text, schemes) {
         Ok(parts) => Some(parts),
         Err(UrlError::Login) => node.wrong("check-url-login", &[]),
-        Err(UrlError::Later) => node.wrong("check-later-value", &[("value", text.into())]),
         Err(UrlError::Shape) => node.wrong("check-url", &[("value", text.into()), ("example", example.into())]),
     }
 }

@@ -14,6 +14,7 @@ mod names;
 pub mod points;
 pub mod problem;
 pub mod read;
+mod serial;
 mod tls;
 pub mod units;
 
@@ -266,6 +267,18 @@ pub struct SerialLine {
     pub parity: Parity,
     /// Stop bits, 1 or 2.
     pub stop_bits: u8,
+}
+
+impl std::fmt::Display for SerialLine {
+    /// As printed on devices: `9600 8N1`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let parity = match self.parity {
+            Parity::None => 'N',
+            Parity::Even => 'E',
+            Parity::Odd => 'O',
+        };
+        write!(f, "{} 8{parity}{}", self.baud, self.stop_bits)
+    }
 }
 
 /// The parity bit of a byte on a serial line.

@@ -10,6 +10,7 @@ use super::{
     names::{Names, Owner, Says, clash},
     problem::Spot,
     read::Measured,
+    serial,
 };
 use crate::{
     alarm::{AlarmId, Severity, rule::Rule},
@@ -25,6 +26,8 @@ const POLL: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::fro
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(60);
 /// Sentinels of one point; real devices have one or two.
 const INVALID_MAX: usize = 16;
+/// Of every kind of wire; stands in quotation marks.
+const URL_EXAMPLES: &str = r#"tcp://10.0.0.5:502", "rtu:///dev/ttyS0?baud=9600", "rtu+tcp://10.0.0.6:4196"#;
 /// Registers in one read (Modbus Application Protocol 1.1b3 §6.3): a text must come in one piece.
 const TEXT_REGISTERS_MAX: u16 = 125;
 
@@ -61,8 +64,11 @@ pub(super) fn buses<'a>(
             section.missing("check-no-devices", &[]);
         }
         section.finish();
-        let read = children.iter().filter_map(|child| device(child, names, &mut rules, &report)).collect::<Vec<_>>();
-        if let Some(draft) = home.and_then(|home| drafts.get_mut(home)) {
+        let mut home = home.and_then(|home| drafts.get_mut(home));
+        let link = home.as_ref().and_then(|draft| draft.link.clone());
+        let device = |child| device(child, link.as_ref(), names, &mut rules, &report);
+        let read = children.iter().filter_map(device).collect::<Vec<_>>();
+        if let Some(draft) = &mut home {
             draft.devices.extend(read);
         }
     }
@@ -80,9 +86,9 @@ fn bus(section: &Section<'_>, others: &[Draft]) -> Draft {
         Some(name)
     });
     let link = section.optional("url", |node| {
-        let ((), host, port) = center::url(node, &[("tcp", (), 502)], &["rtu", "rtu+tcp"], "tcp://10.0.0.5:502")?;
-        let link = Link::Tcp { host, port };
-        if let Some(other) = others.iter().find(|other| other.link.as_ref() == Some(&link)) {
+        let link = link(node)?;
+        if let Some(other) = others.iter().find(|other| other.link.as_ref().is_some_and(|other| is_same(other, &link)))
+        {
             let place = node.findings.place(other.spot).to_string();
             node.wrong::<()>("check-one-wire", &[("place", place.into())]);
         }
@@ -90,6 +96,32 @@ fn bus(section: &Section<'_>, others: &[Draft]) -> Draft {
     });
     let timeout = section.or("timeout", 500 * MILLISECOND, |node| node.duration(TIMEOUT));
     Draft { name, spot: section.spot, link, timeout, devices: Vec::new() }
+}
+
+/// `tcp://`, `rtu://` or `rtu+tcp://`.
+fn link(node: Node<'_>) -> Option<Link> {
+    let text = node.text()?;
+    match text.split_once("://") {
+        Some(("rtu", rest)) => serial::port(node, rest),
+        Some(("rtu+tcp", _)) => serial::converter(node, text),
+        _ => {
+            let example = if text.starts_with("tcp://") { "tcp://10.0.0.5:502" } else { URL_EXAMPLES };
+            let ((), host, port) = center::url(node, &[("tcp", (), 502)], example)?;
+            Some(Link::Tcp { host, port })
+        }
+    }
+}
+
+/// Whether two links are one wire, however it is spoken on it.
+fn is_same(a: &Link, b: &Link) -> bool {
+    match (a, b) {
+        (Link::Rtu { path: a, .. }, Link::Rtu { path: b, .. }) => a == b,
+        (
+            Link::Tcp { host: a, port: a_port } | Link::RtuOverTcp { host: a, port: a_port, .. },
+            Link::Tcp { host: b, port: b_port } | Link::RtuOverTcp { host: b, port: b_port, .. },
+        ) => (a, a_port) == (b, b_port),
+        (Link::Rtu { .. }, _) | (_, Link::Rtu { .. }) => false,
+    }
 }
 
 /// The bus that a `[[modbus]]` without `url` extends.
@@ -117,6 +149,7 @@ fn extended(section: &Section<'_>, name: Option<&Segment>, drafts: &[Draft]) -> 
 
 fn device<'a>(
     section: &Section<'a>,
+    link: Option<&Link>,
     names: &mut Names,
     rules: &mut Vec<Rule>,
     report: &impl Fn(&Section<'a>, Measured) -> Report,
@@ -126,12 +159,18 @@ fn device<'a>(
         names.device(&name, Owner::Modbus, node)?;
         Some((name, node))
     });
-    // 1 to 247 on a wire (Modbus over Serial Line 1.02 §2.2); 0 and 255 also mean the TCP device itself.
+    // 1 to 247 on a wire, where 0 is everybody and 248 to 255 are reserved (Modbus over Serial Line 1.02 §2.2); 0 and
+    // 255 also mean the TCP device itself.
     let unit = section.required("unit", "1", |node| {
         let number = node.integer(i64::MIN..=i64::MAX)?;
+        let kind = match link {
+            Some(Link::Rtu { .. } | Link::RtuOverTcp { .. }) => "check-unit-serial",
+            Some(Link::Tcp { .. }) | None => "check-unit",
+        };
         match u8::try_from(number) {
-            Ok(unit @ (0..=247 | 255)) => Some(unit),
-            Ok(_) | Err(_) => node.wrong("check-unit", &[("value", number.to_string().into())]),
+            Ok(unit @ 1..=247) => Some(unit),
+            Ok(unit @ (0 | 255)) if kind == "check-unit" => Some(unit),
+            Ok(_) | Err(_) => node.wrong(kind, &[("value", number.to_string().into())]),
         }
     });
     let poll = section.or("poll", SECOND, |node| node.duration(POLL));

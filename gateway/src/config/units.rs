@@ -27,8 +27,6 @@ pub fn show_duration(duration: Duration) -> String {
 pub(super) enum UrlError {
     /// A login inside: it would end up in logs. The text must not be repeated.
     Login,
-    /// A scheme of a later version.
-    Later,
     /// Anything else.
     Shape,
 }
@@ -37,18 +35,11 @@ pub(super) enum UrlError {
 pub(super) type UrlScheme<T> = (&'static str, T, u16);
 
 /// Parses `{scheme}://host[:port]` to scheme, host and port. An IPv6 address keeps its brackets, as in a URL.
-pub(super) fn url<T: Copy>(
-    text: &str,
-    schemes: &[UrlScheme<T>],
-    schemes_later: &[&str],
-) -> Result<(T, String, u16), UrlError> {
+pub(super) fn url<T: Copy>(text: &str, schemes: &[UrlScheme<T>]) -> Result<(T, String, u16), UrlError> {
     if text.contains('@') {
         return Err(UrlError::Login);
     }
     let (found, rest) = text.split_once("://").ok_or(UrlError::Shape)?;
-    if schemes_later.contains(&found) {
-        return Err(UrlError::Later);
-    }
     let (_, scheme, port_default) = *schemes.iter().find(|(name, ..)| *name == found).ok_or(UrlError::Shape)?;
     let (host, port) = match rest.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, port_number(port).ok_or(UrlError::Shape)?),
@@ -112,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_url_is_a_scheme_a_host_and_perhaps_a_port() {
-        let parse = |text| url(text, &[("mqtt", 'p', 1883), ("mqtts", 't', 8883)], &["ws"]);
+        let parse = |text| url(text, &[("mqtt", 'p', 1883), ("mqtts", 't', 8883)]);
         for (text, scheme, host, port) in [
             ("mqtt://127.0.0.1", 'p', "127.0.0.1", 1883),
             ("mqtt://cc1.example.go.id:8884", 'p', "cc1.example.go.id", 8884),
@@ -123,12 +114,12 @@ mod tests {
         ] {
             assert_eq!(parse(text), Ok((scheme, host.to_owned(), port)), "{text}");
         }
-        assert_eq!(parse("ws://a"), Err(UrlError::Later));
         assert_eq!(parse("mqtt://user:rahasia@a"), Err(UrlError::Login));
         for bad in [
             "",
             "a",
             "http://a",
+            "mqttss://a",
             "mqtt://",
             "mqtt://a:",
             "mqtt://a:0",

@@ -60,6 +60,15 @@ impl Broker {
 
     /// Starts one and waits until it answers.
     pub(crate) fn start_with(access: Access) -> Self {
+        Self::configured(access, "")
+    }
+
+    /// Starts an open one whose log tells of every packet.
+    pub(crate) fn start_talkative() -> Self {
+        Self::configured(Access::Open, "log_type all\n")
+    }
+
+    fn configured(access: Access, more: &str) -> Self {
         let dir = tempfile::tempdir().expect("a folder for the broker");
         let (port, tls_port) = (free_port(), free_port());
         let authority = Authority::new("Gardu CA");
@@ -75,7 +84,7 @@ impl Broker {
             ),
         };
         lines.push_str(&format!(
-            "listener {port} 127.0.0.1\nuser root\nset_tcp_nodelay true\nlog_dest file {here}/log\n"
+            "listener {port} 127.0.0.1\nuser root\nset_tcp_nodelay true\nlog_dest file {here}/log\n{more}"
         ));
         lines.push_str(&match access {
             Access::Open => "allow_anonymous true\n".to_owned(),
@@ -101,6 +110,12 @@ impl Broker {
     /// Ends it as a power cut would.
     pub(crate) fn kill9(&mut self) {
         self.child.kill().expect("the broker is ours to kill");
+        self.child.wait().expect("the broker ended");
+    }
+
+    /// Asks it to stop, as a restart of its service does, and waits until it has saved what it keeps.
+    pub(crate) fn stop(&mut self) {
+        self.signal(Signal::TERM);
         self.child.wait().expect("the broker ended");
     }
 
@@ -131,8 +146,12 @@ impl Broker {
 
     /// SIGHUP: mosquitto reads passwords and ACL again.
     fn reload(&self) {
+        self.signal(Signal::HUP);
+    }
+
+    fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process id");
-        kill_process(pid, Signal::HUP).expect("the broker runs");
+        kill_process(pid, signal).expect("the broker runs");
     }
 
     fn wait_until_it_answers(&mut self) {
@@ -151,7 +170,8 @@ impl Broker {
         }
     }
 
-    fn log(&self) -> String {
+    /// What it wrote, over all restarts.
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{
     PATIENCE,
     ledger::{Event, Ledger, Summary},
-    mqtt::{Connection, Login, Packet, Retain, Version},
+    mqtt::{Connection, Login, Packet, Retain, Session, Version},
     pause,
 };
 use crate::contract;
@@ -38,6 +38,7 @@ struct Link {
     port: u16,
     version: Version,
     login: Login<'static>,
+    session: Session,
 }
 
 #[derive(Debug)]
@@ -57,8 +58,16 @@ struct Presence {
 impl Center {
     /// Subscribes to everything of one gateway, and returns when the broker has granted that.
     pub(crate) fn start(port: u16, version: Version, gateway: &str, login: Login<'static>) -> Self {
+        Self::reached_by(Link { port, version, login, session: Session::Clean }, gateway)
+    }
+
+    /// The same on an open broker, which keeps what comes while the center is not connected.
+    pub(crate) fn start_kept(port: u16, gateway: &str) -> Self {
+        Self::reached_by(Link { port, version: Version::V5, login: None, session: Session::Kept }, gateway)
+    }
+
+    fn reached_by(link: Link, gateway: &str) -> Self {
         let books = Arc::new(Books { ledger: Mutex::new(Ledger::of(gateway)), changed: Condvar::new() });
-        let link = Link { port, version, login };
         let mut center = Self { prefix: format!("gardu/v1/{gateway}/"), link, books, present: None };
         center.come_back();
         center
@@ -154,7 +163,7 @@ impl Center {
 
     /// Publishes below the gateway's topics.
     pub(crate) fn publish(&self, topic: &str, payload: &str, retain: Retain) {
-        let Link { port, version, login } = self.link;
+        let Link { port, version, login, session: _ } = self.link;
         let mut connection = Connection::open_patiently(port, version, "center-asks", login);
         let topic = format!("{}{topic}", self.prefix);
         connection.publish(&topic, payload.as_bytes(), retain).expect("the broker takes a command");
@@ -204,8 +213,8 @@ impl Subscriber {
     }
 
     fn listen(&self, granted: &std::sync::mpsc::Sender<()>) -> std::io::Result<()> {
-        let Link { port, version, login } = self.link;
-        let mut connection = Connection::open(port, version, "center", login)?;
+        let Link { port, version, login, session } = self.link;
+        let mut connection = Connection::open_session(port, version, "center", login, session)?;
         connection.wait_without_limit()?;
         *self.socket.lock().expect("no panic while the socket is held") = Some(connection.socket()?);
         if self.leave.load(Ordering::SeqCst) {

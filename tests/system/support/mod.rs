@@ -6,9 +6,11 @@ pub(crate) mod center;
 pub(crate) mod certificates;
 pub(crate) mod gateway;
 pub(crate) mod ledger;
+pub(crate) mod load;
 pub(crate) mod mqtt;
 pub(crate) mod park;
 pub(crate) mod plc;
+pub(crate) mod serial;
 
 use std::{
     net::TcpListener,
@@ -50,7 +52,7 @@ pub(crate) fn free_port() -> u16 {
     }
 }
 
-/// How often the daemon or a broker is killed in one test; `GARDU_KILLS` asks for more.
-pub(crate) fn kills() -> u64 {
-    std::env::var("GARDU_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(5)
+/// How often the daemon or a broker is killed in one test; `GARDU_KILLS` asks for another number than the usual.
+pub(crate) fn kills(usual: u64) -> u64 {
+    std::env::var("GARDU_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }

@@ -1,13 +1,16 @@
 //! A small blocking MQTT client, 3.1.1 and 5: it shares no line with the library inside the gateway, so that one
 //! mistake cannot hide in both, and it reads everything the broker sent before it notices that the broker is gone.
 //!
-//! Keep alive is off, sessions are clean, publishes are QoS 1 and one at a time.
+//! Keep alive is off, sessions are clean unless asked otherwise, publishes are QoS 1 and one at a time.
 
 use std::{
     io::{self, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
+    sync::Arc,
     time::Instant,
 };
+
+use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName};
 
 use super::{PATIENCE, pause};
 
@@ -16,6 +19,15 @@ use super::{PATIENCE, pause};
 pub(crate) enum Version {
     V311 = 4,
     V5 = 5,
+}
+
+/// What the broker remembers of us between two connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Session {
+    /// Nothing.
+    Clean,
+    /// Our subscriptions, and what came for us meanwhile.
+    Kept,
 }
 
 /// What a broker sends that matters here.
@@ -40,10 +52,51 @@ pub(crate) struct Message {
 /// User name and password.
 pub(crate) type Login<'a> = Option<(&'a str, &'a str)>;
 
+/// TCP, or TLS over it.
+#[derive(Debug)]
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Stream {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => &stream.sock,
+        }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.write(bytes),
+            Self::Tls(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(stream) => stream.flush(),
+            Self::Tls(stream) => stream.flush(),
+        }
+    }
+}
+
 /// One connection, past its CONNACK.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Stream>,
     version: Version,
     last_id: u16,
 }
@@ -51,14 +104,45 @@ pub(crate) struct Connection {
 impl Connection {
     /// Connects with a clean session. A refused login is `PermissionDenied`.
     pub(crate) fn open(port: u16, version: Version, client_id: &str, login: Login<'_>) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)), PATIENCE)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        Self::open_session(port, version, client_id, login, Session::Clean)
+    }
+
+    /// Connects with one session or the other.
+    pub(crate) fn open_session(
+        port: u16,
+        version: Version,
+        client_id: &str,
+        login: Login<'_>,
+        session: Session,
+    ) -> io::Result<Self> {
+        Self::begin(Stream::Plain(dial(port)?), version, client_id, login, session)
+    }
+
+    /// Connects with a clean session over TLS, to a server named `localhost`.
+    pub(crate) fn open_tls(port: u16, config: ClientConfig, client_id: &str) -> io::Result<Self> {
+        let name = ServerName::try_from("localhost").expect("a name");
+        let tls = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
+        let stream = Stream::Tls(Box::new(StreamOwned::new(tls, dial(port)?)));
+        Self::begin(stream, Version::V5, client_id, None, Session::Clean)
+    }
+
+    fn begin(
+        stream: Stream,
+        version: Version,
+        client_id: &str,
+        login: Login<'_>,
+        session: Session,
+    ) -> io::Result<Self> {
         let mut connection = Self { stream: BufReader::new(stream), version, last_id: 0 };
         let login_flags = if login.is_some() { 0xC0 } else { 0 };
         let mut body = text("MQTT");
-        body.extend([version as u8, 0x02 | login_flags, 0, 0]);
-        connection.no_properties(&mut body);
+        let clean_flag = if session == Session::Clean { 0x02 } else { 0 };
+        body.extend([version as u8, clean_flag | login_flags, 0, 0]);
+        match (version, session) {
+            // Session expiry interval (§3.1.2.11.2): never.
+            (Version::V5, Session::Kept) => body.extend([5, 0x11, 0xFF, 0xFF, 0xFF, 0xFF]),
+            (Version::V311 | Version::V5, _) => connection.no_properties(&mut body),
+        }
         body.extend(text(client_id));
         for word in login.iter().flat_map(|(user, password)| [user, password]) {
             body.extend(text(word));
@@ -86,7 +170,7 @@ impl Connection {
 
     /// A second handle to the socket, to shut it down from another thread.
     pub(crate) fn socket(&self) -> io::Result<TcpStream> {
-        self.stream.get_ref().try_clone()
+        self.stream.get_ref().tcp().try_clone()
     }
 
     /// Subscribes at QoS 1; the SUBACK arrives among the packets.
@@ -100,17 +184,26 @@ impl Connection {
 
     /// Waits as long as it takes for the next packet, until the connection ends.
     pub(crate) fn wait_without_limit(&self) -> io::Result<()> {
-        self.stream.get_ref().set_read_timeout(None)
+        self.stream.get_ref().tcp().set_read_timeout(None)
     }
 
     /// Publishes at QoS 1; the PUBACK of the returned id arrives among the packets.
     pub(crate) fn send_publish(&mut self, topic: &str, payload: &[u8], retain: Retain) -> io::Result<u16> {
+        self.send_publish_as(0x32 | retain as u8, topic, payload)
+    }
+
+    /// The same for a message of an earlier connection that was not confirmed there: marked as a duplicate.
+    pub(crate) fn send_publish_again(&mut self, topic: &str, payload: &[u8]) -> io::Result<u16> {
+        self.send_publish_as(0x3A, topic, payload)
+    }
+
+    fn send_publish_as(&mut self, header: u8, topic: &str, payload: &[u8]) -> io::Result<u16> {
         let id = self.fresh_id();
         let mut body = text(topic);
         body.extend(id.to_be_bytes());
         self.no_properties(&mut body);
         body.extend(payload);
-        self.send(0x32 | retain as u8, &body)?;
+        self.send(header, &body)?;
         Ok(id)
     }
 
@@ -134,7 +227,7 @@ impl Connection {
     pub(crate) fn disconnect(mut self) {
         // A broker that is gone already needs no goodbye.
         let _gone = self.send(0xE0, &[]);
-        let _gone = self.stream.get_ref().shutdown(Shutdown::Both);
+        let _gone = self.stream.get_ref().tcp().shutdown(Shutdown::Both);
     }
 
     /// The next packet; an error is the end of the connection.
@@ -191,7 +284,8 @@ impl Connection {
             }
         }
         packet.extend(body);
-        self.stream.get_mut().write_all(&packet)
+        self.stream.get_mut().write_all(&packet)?;
+        self.stream.get_mut().flush()
     }
 
     fn receive(&mut self) -> io::Result<(u8, Vec<u8>)> {
@@ -252,6 +346,13 @@ impl Publisher {
             pause();
         }
     }
+}
+
+fn dial(port: u16) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)), PATIENCE)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
 }
 
 fn text(word: &str) -> Vec<u8> {

@@ -41,8 +41,9 @@ pub(crate) struct Plc {
     running: Option<(CancellationToken, JoinHandle<()>)>,
 }
 
+/// The registers, and who waits for them to be asked.
 #[derive(Debug, Default)]
-struct Wiring {
+pub(super) struct Wiring {
     registers: Mutex<Registers>,
     asked: Condvar,
 }
@@ -129,8 +130,30 @@ impl Plc {
         assert!(seen >= wanted, "only {seen} of {wanted} requests reached the PLC");
     }
 
+    /// For a serial line that the same units hang on.
+    pub(super) fn wiring(&self) -> Arc<Wiring> {
+        self.wiring.clone()
+    }
+
     fn registers(&self) -> MutexGuard<'_, Registers> {
         self.wiring.registers.lock().expect("no panic while registers are held")
+    }
+}
+
+impl Wiring {
+    /// What a unit answers to a read by function 1 to 4, as words; none while it is silent.
+    pub(super) fn read(&self, unit: u8, function: u8, first: u16, count: u16) -> Option<Vec<u16>> {
+        let mut registers = self.registers.lock().expect("no panic while registers are held");
+        registers.requests += 1;
+        self.asked.notify_all();
+        let table = match function {
+            1 => Table::Coil,
+            2 => Table::Discrete,
+            3 => Table::Holding,
+            4 => Table::Input,
+            other => panic!("the gateway writes nothing, and asks function {other}"),
+        };
+        (!registers.silent.contains(&unit)).then(|| registers.read(unit, table, first, count))
     }
 }
 

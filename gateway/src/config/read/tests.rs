@@ -39,6 +39,7 @@ const BUS: &str = "
 const SHIPPED: &str = include_str!("../../../../config/gardu.toml");
 
 mod mistakes;
+mod serial;
 mod tls;
 
 struct Folder(TempDir);
@@ -369,10 +370,12 @@ fn every_text_exists_and_is_used() {
         include_str!("../names.rs"),
         include_str!("../center.rs"),
         include_str!("../modbus.rs"),
+        include_str!("../serial.rs"),
         include_str!("../mqtt.rs"),
         include_str!("../tls.rs"),
         include_str!("../alarms.rs"),
         include_str!("../../cli/check.rs"),
+        include_str!("../../cli/check/buses.rs"),
     ];
     let quoted = |source: &'static str| source.split('"').filter(|piece| piece.starts_with("check-"));
     let used: std::collections::BTreeSet<&str> = sources.into_iter().flat_map(quoted).collect();

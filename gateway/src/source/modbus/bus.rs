@@ -11,6 +11,7 @@ use super::{
     link::Wire,
     poll::{News, Poller, Report, Step, Trouble},
     schedule::{End, Schedule, Turn},
+    timing::Medium,
 };
 use crate::{
     clock::Clock,
@@ -52,10 +53,11 @@ impl BusTask {
             // A series that exists from the start can be seen not to grow.
             metrics.readings.with_label_values(&[device.name.as_str()]);
         }
+        let medium = Medium::of(&bus.link);
         Self {
-            wire: Wire::new(&bus, clock.clone(), metrics.clone()),
+            wire: Wire::new(bus.clone(), clock.clone(), metrics.clone()),
             schedule: Schedule::new(bus.devices.iter().map(|device| device.poll), clock.now().mono_ms),
-            pollers: bus.devices.into_iter().map(Poller::new).collect(),
+            pollers: bus.devices.into_iter().map(|device| Poller::new(device, medium)).collect(),
             bus: bus.name,
             clock,
             metrics,
@@ -115,7 +117,7 @@ impl BusTask {
         let now = self.clock.now();
         let trouble = result.as_ref().err().copied();
         match trouble {
-            None | Some(Trouble::Refused(_) | Trouble::NoLink) => {}
+            None | Some(Trouble::Refused(_) | Trouble::NoLink | Trouble::Babble) => {}
             Some(Trouble::Timeout | Trouble::Unreachable | Trouble::Malformed | Trouble::Broken) => {
                 self.schedule.failed(index, now.since(before), now.mono_ms);
             }
@@ -129,7 +131,7 @@ impl BusTask {
                 let silent_from = poller.device().missed_polls;
                 let end = match trouble {
                     _ if missed == 0 => End::Answered,
-                    Some(Trouble::NoLink) => End::NoLink,
+                    Some(trouble) if trouble.is_of_the_bus() => End::NoLink,
                     _ if missed < silent_from => End::Missed,
                     _ => End::Silent,
                 };
@@ -154,8 +156,9 @@ impl BusTask {
         let (bus, device) = (&self.bus, self.pollers[index].device());
         let (unit, device) = (device.unit, &device.name);
         match news {
-            // A bus that cannot be reached has its own line.
-            None | Some(News::Lost(Trouble::NoLink) | News::Back { lost: Trouble::NoLink, .. }) => {}
+            None => {}
+            // A bus that cannot be reached or used has its own line.
+            Some(News::Lost(lost) | News::Back { lost, .. }) if lost.is_of_the_bus() => {}
             Some(News::Lost(trouble)) => {
                 let reason = trouble.reason().as_str();
                 tracing::warn!(%bus, %device, unit, reason, "the device does not answer");

@@ -1,25 +1,29 @@
 //! The connection of a bus: one request, one answer, and what is done when that fails.
 //!
-//! After anything but a proper answer or an exception the connection is dropped, for its next answer might belong to
-//! the request given up. A new one is opened when the next request needs it; only when that fails are attempts spaced
-//! out, at random, so that the gateways of a city do not knock in step.
+//! After anything but a proper answer or an exception a connection of Modbus TCP is dropped, for its next answer might
+//! belong to the request given up; a serial line puts itself in quarantine instead (see [`Line`]) and is only dropped
+//! when it breaks or seems dead. A new one is opened when the next request needs it; only when that fails are attempts
+//! spaced out, at random, so that the gateways of a city do not knock in step.
 
 use std::{io, time::Duration};
 
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
 use tokio_modbus::{
-    ExceptionCode, Response, Slave,
+    Response, Slave,
     client::{Client, Context, tcp},
     slave::SlaveContext,
 };
 
-use super::{decode::Answer, plan::Request, poll::Trouble};
+use super::{decode::Answer, line::Line, plan::Request, poll::Trouble, port};
 use crate::{
     backoff::{Backoff, Jitter, Pace},
     clock::Clock,
     config::{Bus, Link, Table},
     metrics::Metrics,
-    reading::Segment,
 };
 
 /// How long a connect may take: long enough for one lost SYN to be sent again (RFC 6298: after 1 s, then 2 s).
@@ -27,12 +31,10 @@ const CONNECT_MAX: Duration = Duration::from_millis(3_500);
 
 /// A bus's connection, open or not.
 pub struct Wire {
-    bus: Segment,
-    link: Link,
-    timeout: Duration,
+    bus: Bus,
     clock: Clock,
     metrics: Metrics,
-    open: Option<Context>,
+    open: Option<Open>,
     /// Connects that failed since the last that did not.
     failures: u32,
     backoff: Backoff,
@@ -40,27 +42,27 @@ pub struct Wire {
     retry_at_ms: u64,
 }
 
+enum Open {
+    Tcp(Context),
+    Line(Box<Line<Box<dyn Port>>>),
+}
+
+/// What carries the bytes of a serial line.
+trait Port: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Port for T {}
+
 impl Wire {
     /// Nothing is opened yet.
     #[must_use]
-    pub fn new(bus: &Bus, clock: Clock, metrics: Metrics) -> Self {
-        Self {
-            bus: bus.name.clone(),
-            link: bus.link.clone(),
-            timeout: bus.timeout,
-            clock,
-            metrics,
-            open: None,
-            failures: 0,
-            backoff: Backoff::default(),
-            retry_at_ms: 0,
-        }
+    pub fn new(bus: Bus, clock: Clock, metrics: Metrics) -> Self {
+        Self { bus, clock, metrics, open: None, failures: 0, backoff: Backoff::default(), retry_at_ms: 0 }
     }
 
     /// Asks one request of one unit.
     ///
-    /// Takes at most the bus's timeout to wait for a connect to be due, a connect, and the timeout, each once more
-    /// where the peer had closed a connection that was idle.
+    /// Takes at most the bus's timeout to wait for a connect to be due, a connect, and the timeout (on a serial line: see
+    /// [`Line::ask`]), each once more where the peer had closed a connection that was idle.
     pub async fn ask(&mut self, unit: u8, request: &Request) -> Result<Answer, Trouble> {
         let was_open = self.open.is_some();
         match self.ask_once(unit, request).await {
@@ -72,16 +74,26 @@ impl Wire {
 
     async fn ask_once(&mut self, unit: u8, request: &Request) -> Result<Answer, Trouble> {
         self.connect().await;
-        let Some(context) = &mut self.open else { return Err(Trouble::NoLink) };
-        context.set_slave(Slave(unit));
-        let timer = self.metrics.modbus_request_seconds.with_label_values(&[self.bus.as_str()]).start_timer();
-        let response = timeout(self.timeout, context.call(function(request))).await;
-        let busy_s = timer.stop_and_record();
-        self.metrics.modbus_busy_seconds.with_label_values(&[self.bus.as_str()]).inc_by(busy_s);
-        let result = judge(request, response);
-        match result {
-            Ok(_) | Err(Trouble::Refused(_) | Trouble::Unreachable) => {}
-            Err(Trouble::Timeout | Trouble::Malformed | Trouble::Broken | Trouble::NoLink) => self.open = None,
+        let (result, stays) = match &mut self.open {
+            None => return Err(Trouble::NoLink),
+            Some(Open::Line(line)) => {
+                let result = line.ask(unit, request).await;
+                let stays = !matches!(result, Err(Trouble::Broken)) && !line.is_deaf();
+                (result, stays)
+            }
+            Some(Open::Tcp(context)) => {
+                context.set_slave(Slave(unit));
+                let bus = [self.bus.name.as_str()];
+                let timer = self.metrics.modbus_request_seconds.with_label_values(&bus).start_timer();
+                let response = timeout(self.bus.timeout, context.call(function(request))).await;
+                self.metrics.modbus_busy_seconds.with_label_values(&bus).inc_by(timer.stop_and_record());
+                let result = judge(request, response);
+                let stays = matches!(result, Ok(_) | Err(Trouble::Refused(_) | Trouble::Unreachable));
+                (result, stays)
+            }
+        };
+        if !stays {
+            self.open = None;
         }
         result
     }
@@ -89,24 +101,25 @@ impl Wire {
     /// Opens the connection unless it is open. Where the next attempt is due soon it is waited for, so that one refused
     /// connect after a time-out is not yet held against the devices.
     async fn connect(&mut self) {
-        let patience_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
+        let patience_ms = u64::try_from(self.bus.timeout.as_millis()).unwrap_or(u64::MAX);
         let give_up_at_ms = self.clock.now().mono_ms.saturating_add(patience_ms);
         while self.open.is_none() && self.retry_at_ms <= give_up_at_ms {
             let wait_ms = self.retry_at_ms.saturating_sub(self.clock.now().mono_ms);
             tokio::time::sleep(Duration::from_millis(wait_ms)).await;
-            match timeout(CONNECT_MAX, open(&self.link)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-                Ok(context) => {
-                    self.metrics.modbus_connects.with_label_values(&[self.bus.as_str()]).inc();
+            let opened = timeout(CONNECT_MAX, open(&self.bus, &self.metrics)).await;
+            match opened.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+                Ok(opened) => {
+                    self.metrics.modbus_connects.with_label_values(&[self.bus.name.as_str()]).inc();
                     if self.failures > 0 {
-                        tracing::info!(bus = %self.bus, failures = self.failures, "the bus can be reached again");
+                        tracing::info!(bus = %self.bus.name, failures = self.failures, "the bus can be reached again");
                     }
                     self.failures = 0;
                     self.backoff = Backoff::default();
-                    self.open = Some(context);
+                    self.open = Some(opened);
                 }
                 Err(error) => {
                     if self.failures == 0 {
-                        tracing::warn!(bus = %self.bus, link = ?self.link, %error, "the bus cannot be reached");
+                        tracing::warn!(bus = %self.bus.name, link = ?self.bus.link, %error, "the bus cannot be reached");
                     }
                     let pause = self.backoff.after(Duration::ZERO, Pace::Near, Jitter::random());
                     let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
@@ -118,18 +131,20 @@ impl Wire {
     }
 }
 
-async fn open(link: &Link) -> io::Result<Context> {
-    match link {
-        Link::Tcp { host, port } => open_tcp(host, *port).await,
-        Link::Rtu { .. } | Link::RtuOverTcp { .. } => Err(io::ErrorKind::Unsupported.into()),
-    }
+async fn open(bus: &Bus, metrics: &Metrics) -> io::Result<Open> {
+    let on_line = |port, line| Open::Line(Box::new(Line::new(port, bus, line, metrics.clone())));
+    Ok(match &bus.link {
+        Link::Tcp { host, port } => Open::Tcp(tcp::attach(open_tcp(host, *port).await?)),
+        Link::RtuOverTcp { host, port, line } => on_line(Box::new(open_tcp(host, *port).await?), *line),
+        Link::Rtu { path, line } => on_line(Box::new(port::open(path, *line).map_err(io::Error::other)?), *line),
+    })
 }
 
-async fn open_tcp(host: &str, port: u16) -> io::Result<Context> {
+async fn open_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(format!("{host}:{port}")).await?;
     // A request is one small segment: Nagle would hold it back for the acknowledgement of the one before.
     stream.set_nodelay(true)?;
-    Ok(tcp::attach(stream))
+    Ok(stream)
 }
 
 const fn function(request: &Request) -> tokio_modbus::Request<'static> {
@@ -161,10 +176,7 @@ fn judge(request: &Request, response: Called) -> Result<Answer, Trouble> {
             Ok(Answer::Bits(bits))
         }
         Ok(Ok(Ok(_)) | Err(tokio_modbus::Error::Protocol(_))) => Err(Trouble::Malformed),
-        Ok(Ok(Err(ExceptionCode::GatewayPathUnavailable | ExceptionCode::GatewayTargetDevice))) => {
-            Err(Trouble::Unreachable)
-        }
-        Ok(Ok(Err(code))) => Err(Trouble::Refused(code.into())),
+        Ok(Ok(Err(code))) => Err(Trouble::refusal(code.into())),
         Ok(Err(tokio_modbus::Error::Transport(error))) => Err(match error.kind() {
             // What the frame decoder says of a frame it cannot read; all else, whatever its kind, ended the connection.
             io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => Trouble::Malformed,

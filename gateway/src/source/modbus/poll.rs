@@ -9,7 +9,8 @@
 
 use super::{
     decode::{Answer, decode},
-    plan::{Holes, Request, plan, without_holes},
+    plan::{Request, plan, without_holes},
+    timing::Medium,
 };
 use crate::{
     clock::Now,
@@ -19,6 +20,10 @@ use crate::{
 
 /// Modbus exception 2: the device has no such address (Modbus Application Protocol 1.1b3 §7).
 const ILLEGAL_DATA_ADDRESS: u8 = 2;
+/// A converter cannot reach the unit's line (ibidem).
+const GATEWAY_PATH_UNAVAILABLE: u8 = 0x0A;
+/// A converter had no answer from the unit (ibidem).
+const GATEWAY_TARGET_SILENT: u8 = 0x0B;
 
 /// Why a request has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,9 +40,26 @@ pub enum Trouble {
     Broken,
     /// There is no connection.
     NoLink,
+    /// The line is never silent, so nobody can be asked.
+    Babble,
 }
 
 impl Trouble {
+    /// What an exception says.
+    #[must_use]
+    pub const fn refusal(code: u8) -> Self {
+        match code {
+            GATEWAY_PATH_UNAVAILABLE | GATEWAY_TARGET_SILENT => Self::Unreachable,
+            code => Self::Refused(code),
+        }
+    }
+
+    /// Whether it is the bus's and says nothing about the device that was to be asked.
+    #[must_use]
+    pub const fn is_of_the_bus(self) -> bool {
+        matches!(self, Self::NoLink | Self::Babble)
+    }
+
     /// What the points' readings say.
     #[must_use]
     pub const fn reason(self) -> Reason {
@@ -45,7 +67,7 @@ impl Trouble {
             Self::Refused(_) => Reason::Exception,
             Self::Timeout | Self::Unreachable => Reason::Timeout,
             Self::Malformed => Reason::Malformed,
-            Self::Broken | Self::NoLink => Reason::LinkDown,
+            Self::Broken | Self::NoLink | Self::Babble => Reason::LinkDown,
         }
     }
 }
@@ -138,13 +160,13 @@ pub struct Report {
 }
 
 impl Poller {
-    /// Nothing is known of the device yet.
+    /// Nothing is known of the device yet. Its requests are planned for the medium it is on.
     #[must_use]
-    pub fn new(device: Device) -> Self {
+    pub fn new(device: Device, medium: Medium) -> Self {
         let name = Segment::parse("communication").expect("a segment");
         Self {
             communication: PointId::of(&device.name, &name),
-            requests: plan(&device, Holes::Read),
+            requests: plan(&device, medium),
             first: 0,
             said: vec![None; device.points.len()],
             silent: None,
@@ -193,7 +215,7 @@ impl Poller {
             }
             Err(trouble) => {
                 self.bad(&request.points, trouble.reason(), now);
-                if !self.poll.answered || trouble == Trouble::NoLink {
+                if !self.poll.answered || trouble.is_of_the_bus() {
                     self.poll.asked += 1;
                     return Step::Over(self.give_up(trouble, now));
                 }
@@ -296,7 +318,7 @@ mod tests {
     /// A device with registers 0 and 1, and far away 200: two requests, the first without holes.
     fn poller() -> Poller {
         let at = |address| point(Table::Holding, address, Type::U16);
-        Poller::new(device(1, vec![at(0), at(1), at(200)]))
+        Poller::new(device(1, vec![at(0), at(1), at(200)]), Medium::Tcp)
     }
 
     fn answer(count: u16) -> Result<Answer, Trouble> {
@@ -360,9 +382,11 @@ mod tests {
 
     #[test]
     fn a_link_that_goes_down_in_the_middle_makes_the_rest_bad() {
-        let mut p = poller();
-        let said = poll(&mut p, &[answer(2), Err(Trouble::NoLink)]);
-        assert_eq!(said, "holding-0=0 holding-1=1 holding-200!link-down communication=false");
+        for trouble in [Trouble::NoLink, Trouble::Babble] {
+            let mut p = poller();
+            let said = poll(&mut p, &[answer(2), Err(trouble)]);
+            assert_eq!(said, "holding-0=0 holding-1=1 holding-200!link-down communication=false");
+        }
     }
 
     #[test]
@@ -377,7 +401,7 @@ mod tests {
     #[test]
     fn holes_the_device_refuses_are_left_out_at_once_and_for_good() {
         let at = |address| point(Table::Holding, address, Type::U16);
-        let mut p = Poller::new(device(1, vec![at(0), at(9), at(200)]));
+        let mut p = Poller::new(device(1, vec![at(0), at(9), at(200)]), Medium::Tcp);
         assert_eq!(p.request().map(|r| r.count), Some(10));
         // The poll begins with the last request, so that the plan grows before it.
         poll(&mut p, &[Err(Trouble::Timeout)]);

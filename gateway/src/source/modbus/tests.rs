@@ -2,6 +2,10 @@
 //! recovers. Every register says which one it is, so that a misplaced answer shows.
 
 #![expect(clippy::disallowed_methods, reason = "a test spawns its servers itself")]
+#![expect(clippy::print_stderr, reason = "a test says what it measured")]
+
+mod rtu;
+mod slave;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -217,7 +221,10 @@ struct Field {
 
 impl Field {
     fn start(address: SocketAddr, devices: Vec<Device>) -> Self {
-        let link = Link::Tcp { host: address.ip().to_string(), port: address.port() };
+        Self::on(Link::Tcp { host: address.ip().to_string(), port: address.port() }, devices)
+    }
+
+    fn on(link: Link, devices: Vec<Device>) -> Self {
         let bus = Bus { name: Segment::parse("cabinet").expect("a segment"), link, timeout: TIMEOUT, devices };
         let (clock, metrics, shutdown) = (Clock::system(), Metrics::new(), Shutdown::new());
         let beat = Pulse::new(clock.clone()).stage("modbus");

@@ -255,8 +255,6 @@ fn what_a_later_version_understands_is_refused_not_ignored() {
     check_all(&[
         "[outbox]\nmax_size = «later»'256MiB'\ntelemetry_max_age = «later»'7d'",
         "[http]\ntls_cert_file = «later»'a'\ntls_key_file = «later»'b'",
-        &BUS.replace("'tcp://10.0.0.5'", "«later-value»'rtu:///dev/ttyUSB0?baud=9600'"),
-        &BUS.replace("'tcp://10.0.0.5'", "«later-value»'rtu+tcp://10.0.0.6:4196'"),
         "[[modbus]]\nname = 'a'\nurl = 'tcp://a'\n[[modbus.device]]\nname = 'd'\nunit = 1\nprofile = «later»'eastron-sdm120'",
         &point("name = 'a'\nregister = 'coil:0'\nwritable = «later»true"),
         &point("name = 'a'\nregister = 'coil:0'\nwritable = false"),
