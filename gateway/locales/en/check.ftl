@@ -58,13 +58,13 @@ check-timezone = `{ $value }` is not a time zone; write it like "Asia/Jakarta" o
 # Addresses
 check-url = `{ $value }` is not an address known for `{ $key }`; write it like "{ $example }"
 check-url-login = `{ $key }` must not hold a user name or password; remove what stands before the @ and use username and password_file
-check-url-server-name = no certificate can be for `{ $value }`, so mqtts:// cannot be used with it; write the broker's DNS name or its address
 check-url-percent = percent signs are not understood in `{ $value }`; write the path as ls -l /dev/serial/by-id shows it
 check-url-port = `{ $value }` has no port; write the one that is set in the converter, for example "{ $example }"
 check-url-parameter-near = unknown parameter `{ $name }` in `{ $key }`; did you mean `{ $near }`?
 check-url-parameter = unknown parameter `{ $name }` in `{ $key }`; known here: { $known }
 check-url-parameter-twice = parameter `{ $name }` stands in `{ $key }` twice; remove one
 check-url-parameter-value = parameter `{ $name }` in `{ $key }` does not know `{ $value }`; choose one of: { $choices }
+check-url-server-name = no certificate can be for `{ $value }`, so mqtts:// cannot be used with it; write the broker's DNS name or its address
 check-listen = `{ $value }` is not an address for `{ $key }`; write IP address and port like "127.0.0.1:1883"
 check-listen-open = this address can be reached from the network, so a login is required; add username and password_file, or client_ca_file with TLS, or use 127.0.0.1
 check-url-or-listen = write url (the gateway subscribes at a broker) or listen (devices publish straight to the gateway), not both

@@ -58,13 +58,13 @@ check-timezone = `{ $value }` bukan zona waktu; tulis seperti "Asia/Jakarta" ata
 # Alamat
 check-url = `{ $value }` bukan alamat yang dikenal untuk `{ $key }`; tulis seperti "{ $example }"
 check-url-login = `{ $key }` tidak boleh berisi nama pengguna atau kata sandi; hapus bagian sebelum @ dan pakai username dan password_file
-check-url-server-name = tidak ada sertifikat yang dapat dibuat untuk `{ $value }`, jadi mqtts:// tidak dapat dipakai; tulis nama DNS broker atau alamat IP-nya
 check-url-percent = tanda persen tidak dikenal dalam `{ $value }`; tulis seperti yang ditampilkan ls -l /dev/serial/by-id
 check-url-port = `{ $value }` tidak memiliki port; tulis port yang diatur pada konverter, misalnya "{ $example }"
 check-url-parameter-near = parameter `{ $name }` dalam `{ $key }` tidak dikenal; mungkin maksudnya `{ $near }`?
 check-url-parameter = parameter `{ $name }` dalam `{ $key }` tidak dikenal; yang dikenal di sini: { $known }
 check-url-parameter-twice = parameter `{ $name }` ditulis dua kali dalam `{ $key }`; hapus salah satu
 check-url-parameter-value = parameter `{ $name }` dalam `{ $key }` tidak mengenal `{ $value }`; pilih salah satu: { $choices }
+check-url-server-name = tidak ada sertifikat yang dapat dibuat untuk `{ $value }`, jadi mqtts:// tidak dapat dipakai; tulis nama DNS broker atau alamat IP-nya
 check-listen = `{ $value }` bukan alamat untuk `{ $key }`; tulis alamat IP dan port seperti "127.0.0.1:1883"
 check-listen-open = alamat ini dapat dicapai dari jaringan, jadi wajib memakai login; tambahkan username dan password_file, atau client_ca_file dengan TLS, atau pakai 127.0.0.1
 check-url-or-listen = tulis url (gateway berlangganan di broker) atau listen (perangkat mengirim langsung ke gateway), jangan keduanya

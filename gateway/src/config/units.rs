@@ -114,6 +114,7 @@ mod tests {
         ] {
             assert_eq!(parse(text), Ok((scheme, host.to_owned(), port)), "{text}");
         }
+        assert_eq!(parse("ws://a"), Err(UrlError::Shape));
         assert_eq!(parse("mqtt://user:rahasia@a"), Err(UrlError::Login));
         for bad in [
             "",

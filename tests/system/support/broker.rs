@@ -68,6 +68,11 @@ impl Broker {
         Self::configured(Access::Open, "log_type all\n")
     }
 
+    /// Starts an open one that takes no larger packet, and says so to MQTT 5 clients.
+    pub(crate) fn start_narrow(packet_bytes_max: u32) -> Self {
+        Self::configured(Access::Open, &format!("max_packet_size {packet_bytes_max}\n"))
+    }
+
     fn configured(access: Access, more: &str) -> Self {
         let dir = tempfile::tempdir().expect("a folder for the broker");
         let (port, tls_port) = (free_port(), free_port());
@@ -117,6 +122,14 @@ impl Broker {
     pub(crate) fn stop(&mut self) {
         self.signal(Signal::TERM);
         self.child.wait().expect("the broker ended");
+    }
+
+    /// Forgets everything while it is down: sessions, retained messages, what it had confirmed and not passed on.
+    pub(crate) fn forget(&self) {
+        match fs::remove_file(self.dir.path().join("mosquitto.db")) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => panic!("its memory cannot be taken: {e}"),
+            Ok(()) | Err(_) => {}
+        }
     }
 
     /// Starts it again and waits until it answers.
