@@ -84,7 +84,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("rumqttc", &["wire", "source::mqtt::listener"]),
     ("rustls", &["wire::tls", "config::tls"]),
-    ("tokio_rustls", &["wire::tls"]),
+    ("tokio_rustls", &["wire::probe", "wire::tls"]),
     ("rustls_native_certs", &["wire::tls"]),
     ("sled", &["store"]),
     ("prometheus", &["metrics", "http"]),

@@ -4,3 +4,4 @@ alarm-stale = Point { $point } sends nothing
 alarm-rule = Alarm { $rule } at { $point }
 alarm-test = Test alarm
 alarm-delivery-refused = The command center's broker refuses what this gateway sends; check its access rights (ACL)
+alarm-identity-conflict = Another gateway connects with this gateway's id; give each its own `gateway.id`

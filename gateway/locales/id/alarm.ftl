@@ -4,3 +4,4 @@ alarm-stale = Titik { $point } tidak mengirim data
 alarm-rule = Alarm { $rule } pada { $point }
 alarm-test = Alarm uji
 alarm-delivery-refused = Broker pusat komando menolak kiriman gateway ini; periksa hak aksesnya (ACL)
+alarm-identity-conflict = Gateway lain tersambung dengan id gateway ini; beri masing-masing `gateway.id` sendiri

@@ -55,6 +55,12 @@ impl AlarmId {
         Self("gateway/delivery-refused".into())
     }
 
+    /// The alarm that says that another gateway uses this one's id.
+    #[must_use]
+    pub fn identity_conflict() -> Self {
+        Self("gateway/identity-conflict".into())
+    }
+
     /// An alarm's name as received from outside: 2 to 5 segments.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {

@@ -144,8 +144,12 @@ fn read(document: &Document<'_>, secrets: Secrets<'_>) -> Option<Config> {
     built_in.extend(stale);
     let mut rules = alarms::rules(&document.list("alarm", "[[alarm]]"), &names, language);
     rules.extend(built_in);
-    let message = text::both("alarm-delivery-refused", &[]);
-    rules.push(Rule::built_in(AlarmId::delivery_refused(), Severity::High, message));
+    for (alarm, text) in [
+        (AlarmId::delivery_refused(), "alarm-delivery-refused"),
+        (AlarmId::identity_conflict(), "alarm-identity-conflict"),
+    ] {
+        rules.push(Rule::built_in(alarm, Severity::High, text::both(text, &[])));
+    }
     document.tops.iter().for_each(Section::finish);
 
     let findings = document.tops.first()?.findings;

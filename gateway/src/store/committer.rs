@@ -152,10 +152,13 @@ impl Committer {
     }
 
     fn take(&mut self, job: Job) -> Result<(), StoreError> {
+        let failure = self.failure.clone();
+        // Before the job is dropped: who waits for its answer then asks why there is none.
+        let note = |error: &StoreError| drop(failure.set(error.clone()));
         // An answer nobody waits for any more is no failure.
         match job {
             Job::Write { write, done } => {
-                self.chain.stage(write)?;
+                self.chain.stage(write).inspect_err(note)?;
                 self.answer_with_group(done);
             }
             Job::Session(answer) => {
@@ -170,9 +173,11 @@ impl Committer {
                 self.confirms += positions.len();
                 self.write_within(CONFIRM_WAIT_MAX_MS);
             }
-            Job::Read { position, records_max, answer } => drop(answer.send(self.chain.read(position, records_max)?)),
-            Job::Alarm(id, answer) => drop(answer.send(self.chain.alarm(&id)?)),
-            Job::Alarms(answer) => drop(answer.send(self.chain.alarms()?)),
+            Job::Read { position, records_max, answer } => {
+                drop(answer.send(self.chain.read(position, records_max).inspect_err(note)?));
+            }
+            Job::Alarm(id, answer) => drop(answer.send(self.chain.alarm(&id).inspect_err(note)?)),
+            Job::Alarms(answer) => drop(answer.send(self.chain.alarms().inspect_err(note)?)),
         }
         Ok(())
     }

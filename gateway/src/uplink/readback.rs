@@ -8,7 +8,10 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::message::PAYLOAD_SIZE_MAX;
-use crate::record::{Epoch, LaneStatus, LastKnown};
+use crate::{
+    clock::BootId,
+    record::{Epoch, LaneStatus, LastKnown},
+};
 
 /// Retained alarm topics that are remembered; a broker that has more of ours is cleaned at later connections.
 const ALARMS_MAX: usize = 10_000;
@@ -25,6 +28,7 @@ pub(super) struct ReadBack {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(super) struct SeenStatus {
     state: String,
+    boot: Option<BootId>,
     session: u64,
     lanes: SeenLanes,
 }
@@ -41,11 +45,25 @@ struct SeenLane {
     next: u64,
 }
 
+/// Who says something under our id: one connection of one boot over one store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Voice {
+    pub(super) boot: Option<BootId>,
+    pub(super) epoch: Epoch,
+    pub(super) session: u64,
+}
+
 impl SeenStatus {
     /// Reads a status; none if it is not one.
     #[must_use]
     pub(super) fn parse(payload: &[u8]) -> Option<Self> {
         (payload.len() <= PAYLOAD_SIZE_MAX).then(|| serde_json::from_slice(payload).ok())?
+    }
+
+    /// Who says this.
+    #[must_use]
+    pub(super) fn voice(&self) -> Voice {
+        Voice { boot: self.boot.clone(), epoch: self.lanes.a.epoch.clone(), session: self.session }
     }
 
     /// Whether it says offline.
@@ -56,9 +74,9 @@ impl SeenStatus {
 }
 
 impl ReadBack {
-    /// A retained status.
-    pub(super) fn saw_status(&mut self, payload: &[u8]) {
-        self.status = SeenStatus::parse(payload);
+    /// The retained status.
+    pub(super) fn saw_status(&mut self, status: SeenStatus) {
+        self.status = Some(status);
     }
 
     /// A retained alarm.
@@ -121,8 +139,7 @@ mod tests {
             ("\u{0}".to_owned(), None),
         ];
         for (payload, expected) in cases {
-            let mut seen = ReadBack::default();
-            seen.saw_status(payload.as_bytes());
+            let seen = ReadBack { status: SeenStatus::parse(payload.as_bytes()), ..ReadBack::default() };
             assert_eq!(seen.rolled_back(&lane(OURS, 10), &lane(OURS, 20)), expected, "{payload}");
         }
     }

@@ -1,31 +1,44 @@
 //! The task that owns the uplink: one connection after the other, and between them a pause (DESIGN.md §5).
 //!
+//! Brokers are tried in the order of the configuration ([`route`]), each name resolved anew for each attempt; while a later
+//! one serves us, earlier ones are looked at, and the first that answers is moved to in good order. What is unconfirmed
+//! then is sent again there: duplicates are allowed, losses are not.
+//!
 //! Life of a connection: CONNECT (counted durably), subscribe, read the own retained topics back, say online, correct the
 //! retained alarms, deliver. Nothing with an id is published before the read-back has shown that the store was not rolled
 //! back. What happens inside one connection is in [`connection`].
 
+mod certificates;
+mod conflict;
 mod connection;
-mod denied;
+mod own_alarms;
+mod route;
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
 
-use self::connection::{Connection, End, Kept};
+use self::{
+    certificates::Certificates,
+    conflict::Conflict,
+    connection::{Connection, End, Kept},
+    own_alarms::OwnAlarms,
+    route::{Route, Step},
+};
 use super::{
     delivery::Delivery,
     message::{self, About, DeviceDescription},
 };
 use crate::{
-    backoff::{Backoff, Jitter, Pace, STABLE_AFTER},
+    backoff::Jitter,
     clock::{Clock, Now},
     config::{BrokerUrl, CommandCenter, Config},
     metrics::Metrics,
     pipeline::Input,
     status::{Link, StatusBoard, UplinkState},
-    store::Store,
-    supervise::{BEAT_EVERY, Beat, Shutdown, TaskResult},
-    wire::{Retain, Settings, Will, Wire},
+    store::{Store, StoreError},
+    supervise::{Beat, Shutdown, TaskResult},
+    wire::{Down, Retain, Settings, Will, Wire},
 };
 
 /// Publishes that may be unconfirmed: enough for a mobile link's round trip, few enough that a lost connection repeats
@@ -39,6 +52,8 @@ const PACKET_SIZE_MAX: u32 = 40 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// The broker waits so long before it says that we are gone: a short break is no news.
 const WILL_DELAY: Duration = Duration::from_secs(30);
+/// While waiting: so often it is looked whether what the pause waits for has changed; more often than a beat is due.
+const LOOK_AROUND_EVERY: Duration = Duration::from_secs(2);
 /// All gateways of a street come back with the power: the first connection is spread over this.
 const FIRST_CONNECT_SPREAD: Duration = Duration::from_secs(1);
 
@@ -94,51 +109,88 @@ impl UplinkTask {
 
     /// Runs until shutdown. Fails only if the store does.
     pub async fn run(self) -> TaskResult {
-        let mut backoff = Backoff::default();
+        let (urls, boot) = (&self.center.urls, self.clock.boot().clone());
         let mut delivery = Delivery::new(self.center.delivered_when);
-        let mut urls = self.center.urls.iter().cycle();
-        let mut last_word = None;
-        let mut kept = Kept::default();
-        self.pause(Jitter::random().of(FIRST_CONNECT_SPREAD)).await;
+        let mut kept = Kept {
+            route: Route::new(urls.len(), self.center.keep_alive),
+            own: OwnAlarms::new(Conflict::new(boot, urls.len())),
+            center_away_since: None,
+        };
+        let mut trouble = Trouble::new(urls, Certificates::of(urls, &self.center.tls, self.clock.now()));
+        self.pause(Jitter::random().of(FIRST_CONNECT_SPREAD), &mut kept, &mut trouble).await;
         while !self.shutdown.is_cancelled() {
-            let url = urls.next().expect("the configuration has at least one");
-            let (down, up_for) = match self.connect(url, &mut delivery, &mut kept).await? {
-                End::Stopped => break,
-                End::Down { down, up_for } => (down, up_for),
-            };
-            self.metrics.uplink_connected.set(0);
-            self.metrics.uplink_in_flight.set(0);
-            self.metrics.uplink_reconnects.with_label_values(&[down.word()]).inc();
-            if up_for.is_some_and(|up_for| up_for >= STABLE_AFTER) {
-                urls = self.center.urls.iter().cycle(); // after a connection that worked, the first one is first again
+            match kept.route.next(self.clock.now(), Jitter::random()) {
+                Step::Try(broker) => {
+                    let end = self.connect(broker, &mut delivery, &mut kept).await?;
+                    self.metrics.uplink_connected.set(0);
+                    self.metrics.uplink_in_flight.set(0);
+                    self.ended(broker, end, &mut kept, &mut trouble);
+                }
+                Step::Pause(pause) => {
+                    let url = &urls[trouble.last];
+                    self.post(url, None, Link::Waiting { reason: trouble.reason(), retry_in: pause });
+                    self.pause(pause, &mut kept, &mut trouble).await;
+                }
             }
-            if last_word != Some(down.word()) || up_for.is_some() {
-                tracing::warn!(broker = %url, reason = %down, "uplink is down");
-            }
-            last_word = Some(down.word());
-            let pace = if down.needs_person() { Pace::Slow } else { Pace::Normal };
-            let pause = backoff.after(up_for.unwrap_or_default(), pace, Jitter::random());
-            self.post(url, None, Link::Waiting { reason: down.to_string(), retry_in: pause });
-            self.pause(pause).await;
         }
-        self.metrics.uplink_connected.set(0);
         Ok(())
     }
 
-    async fn connect(
-        &self,
-        url: &BrokerUrl,
-        delivery: &mut Delivery,
-        kept: &mut Kept,
-    ) -> Result<End, crate::store::StoreError> {
+    /// Takes note of how a connection, or an attempt, ended.
+    fn ended(&self, broker: usize, end: End, kept: &mut Kept, trouble: &mut Trouble<'_>) {
+        let url = &self.center.urls[broker];
+        let reconnects = |word| self.metrics.uplink_reconnects.with_label_values(&[word]).inc();
+        let (now, jitter) = (self.clock.now(), Jitter::random());
+        match end {
+            End::Stopped => {}
+            End::Moved { to } => {
+                tracing::info!(from = %url, to = %self.center.urls[to], "moved to an earlier broker, which answers again");
+                reconnects("moved");
+                kept.route.move_to(to);
+            }
+            End::Renewed => {
+                tracing::info!(broker = %url, "certificate files changed: connecting anew with them");
+                reconnects("renewed");
+                kept.route.move_to(broker);
+            }
+            End::Down { down, up_for } => {
+                reconnects(down.word());
+                let (taken_over, needs_person) = (down == Down::TakenOver, down.needs_person());
+                if taken_over {
+                    kept.own.conflict.taken_over(now);
+                }
+                let conflict = kept.own.conflict.stands() == Some(true);
+                trouble.note(broker, down, up_for, now);
+                match up_for {
+                    None => kept.route.failed(broker, needs_person, now, jitter),
+                    // However long each of two gateways holds the id: pauses grow until one of them is gone.
+                    Some(_) if conflict => kept.route.driven_out(Duration::ZERO, now, jitter),
+                    Some(up_for) if taken_over => kept.route.driven_out(up_for, now, jitter),
+                    Some(up_for) => kept.route.ended(broker, up_for, needs_person, now, jitter),
+                }
+            }
+        }
+    }
+
+    async fn connect(&self, broker: usize, delivery: &mut Delivery, kept: &mut Kept) -> Result<End, StoreError> {
         let session = self.store.next_session().await?;
-        self.post(url, Some(session), Link::Connecting);
+        self.post(&self.center.urls[broker], Some(session), Link::Connecting);
         let standing = connection::standing(&self.store.alarms().await?);
-        let status =
-            connection::status(self, session, standing, message::Presence::Offline, Some(message::OfflineReason::Lost));
-        let will = message::status(&self.about, &status);
-        let wire = Wire::connect(&Settings {
-            url: url.clone(),
+        let lost = Some(message::OfflineReason::Lost);
+        let status = connection::status(self, session, standing, message::Presence::Offline, lost);
+        let message::Message { topic, payload } = message::status(&self.about, &status);
+        let will = Will { topic, payload, retain: Retain::Yes, delay: WILL_DELAY };
+        let certificates = Certificates::of([&self.center.urls[broker]], &self.center.tls, self.clock.now());
+        let wire = Wire::connect(&Settings { will: Some(will), ..self.settings(broker) });
+        let end = Connection::new(self, broker, session, wire, delivery, kept, standing, certificates).run().await;
+        delivery.down();
+        end
+    }
+
+    /// How to connect to a broker.
+    fn settings(&self, broker: usize) -> Settings {
+        Settings {
+            url: self.center.urls[broker].clone(),
             version: self.center.version,
             client_id: self.about.gateway.to_string(),
             login: self.center.login.clone(),
@@ -146,15 +198,12 @@ impl UplinkTask {
             clock: self.clock.clone(),
             keep_alive: self.center.keep_alive,
             session_expiry: Duration::ZERO,
-            will: Some(Will { topic: will.topic, payload: will.payload, retain: Retain::Yes, delay: WILL_DELAY }),
+            will: None,
             window: WINDOW,
             receive_maximum: RECEIVE_MAXIMUM,
             packet_size_max: PACKET_SIZE_MAX,
             connect_timeout: CONNECT_TIMEOUT,
-        });
-        let end = Connection::new(self, url, session, wire, delivery, kept, standing).run().await;
-        delivery.down();
-        end
+        }
     }
 
     /// Puts on the board how we are.
@@ -162,18 +211,89 @@ impl UplinkTask {
         self.board.set_uplink(UplinkState { link, url: url.to_string(), since: self.clock.now(), session });
     }
 
-    /// Waits, alive, until it is time or shutdown.
-    async fn pause(&self, pause: Duration) {
+    /// Tells the pipeline what is news of our own alarms. A full queue is no reason to wait: the next time tells.
+    fn tell(&self, own: &mut OwnAlarms) {
+        while let Some((alarm, stands)) = own.untold() {
+            let reading = alarm.reading(stands, self.clock.now());
+            if self.pipeline.try_send(Input::Readings(vec![reading])).is_err() {
+                return;
+            }
+            own.told(alarm, stands);
+        }
+    }
+
+    /// Waits, alive, until it is time or shutdown, or until something changed that may end the trouble.
+    async fn pause(&self, pause: Duration, kept: &mut Kept, trouble: &mut Trouble<'_>) {
         let done = tokio::time::sleep(pause);
         tokio::pin!(done);
-        let mut beat = tokio::time::interval(BEAT_EVERY);
+        let mut look = tokio::time::interval(LOOK_AROUND_EVERY);
         loop {
             tokio::select! {
                 () = &mut done => return,
                 () = self.shutdown.cancelled() => return,
-                _ = beat.tick() => self.beat.mark(),
+                _ = look.tick() => {
+                    self.beat.mark();
+                    self.tell(&mut kept.own);
+                    if let Some(change) = trouble.changed(self.clock.now()) {
+                        tracing::info!(change, "trying the command center at once");
+                        return kept.route.hurry();
+                    }
+                }
             }
         }
+    }
+}
+
+/// Why there is no connection, broker by broker.
+struct Trouble<'a> {
+    urls: &'a [BrokerUrl],
+    /// How the last attempt at each ended.
+    downs: Vec<Option<Down>>,
+    /// The broker tried last.
+    last: usize,
+    certificates: Certificates,
+    /// Whether our clock was set when a certificate was last refused.
+    clock_trusted: bool,
+}
+
+impl<'a> Trouble<'a> {
+    fn new(urls: &'a [BrokerUrl], certificates: Certificates) -> Self {
+        Self { urls, downs: vec![None; urls.len()], last: 0, certificates, clock_trusted: true }
+    }
+
+    /// Takes note, and says it in the log if it is news.
+    fn note(&mut self, broker: usize, down: Down, up_for: Option<Duration>, now: Now) {
+        let before = self.downs[broker].as_ref().map(Down::word);
+        if up_for.is_some() || before != Some(down.word()) {
+            tracing::warn!(broker = %self.urls[broker], reason = %down, "uplink is down");
+        }
+        if matches!(down, Down::Tls(_)) {
+            self.clock_trusted = now.trusted;
+        }
+        self.last = broker;
+        self.downs[broker] = Some(down);
+    }
+
+    /// What people see of it.
+    fn reason(&self) -> String {
+        let known = self.urls.iter().zip(&self.downs).filter_map(|(url, down)| Some((url, down.as_ref()?)));
+        let reasons: Vec<String> = match self.urls {
+            [_] => known.map(|(_, down)| down.to_string()).collect(),
+            _ => known.map(|(url, down)| format!("{url}: {down}")).collect(),
+        };
+        reasons.join("; ")
+    }
+
+    /// What has changed since the last attempt that may end a trouble with TLS.
+    fn changed(&mut self, now: Now) -> Option<&'static str> {
+        if !self.downs.iter().flatten().any(|down| matches!(down, Down::Tls(_))) {
+            return None;
+        }
+        if !self.clock_trusted && now.trusted {
+            self.clock_trusted = true;
+            return Some("the clock is set");
+        }
+        self.certificates.changed(now).then_some("certificate files changed")
     }
 }
 

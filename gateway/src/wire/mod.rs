@@ -7,6 +7,7 @@
 
 mod connection;
 mod peer;
+mod probe;
 #[cfg(test)]
 mod tests;
 pub mod tls;
@@ -17,8 +18,8 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-pub use self::connection::Wire;
 use self::tls::TlsFault;
+pub use self::{connection::Wire, probe::probe};
 use crate::{
     clock::Clock,
     config::{BrokerUrl, Login, MqttVersion, TlsFiles},

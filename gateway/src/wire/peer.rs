@@ -34,6 +34,16 @@ impl Peer {
         if self.tls.is_none() && bare.contains(':') { format!("[{bare}]") } else { bare.to_owned() }
     }
 
+    /// Host and port, to resolve and connect without rumqttc.
+    pub(super) fn address(&self) -> (&str, u16) {
+        (bare_host(&self.url), self.url.port)
+    }
+
+    /// TLS, where the URL wants it.
+    pub(super) const fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
+    }
+
     pub(super) fn transport(&self) -> Transport {
         match &self.tls {
             None => Transport::Tcp,

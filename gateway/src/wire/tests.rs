@@ -1,6 +1,7 @@
 //! The wire against a broker that says exactly what a test scripts.
 
 mod certificates;
+mod probe;
 mod silence;
 mod tls;
 

@@ -30,6 +30,8 @@ pub(crate) struct Center {
     link: Link,
     books: Arc<Books>,
     present: Option<Presence>,
+    /// At other brokers, with the same books.
+    elsewhere: Vec<Presence>,
 }
 
 /// How it reaches its broker.
@@ -68,36 +70,48 @@ impl Center {
 
     fn reached_by(link: Link, gateway: &str) -> Self {
         let books = Arc::new(Books { ledger: Mutex::new(Ledger::of(gateway)), changed: Condvar::new() });
-        let mut center = Self { prefix: format!("gardu/v1/{gateway}/"), link, books, present: None };
+        let mut center =
+            Self { prefix: format!("gardu/v1/{gateway}/"), link, books, present: None, elsewhere: Vec::new() };
         center.come_back();
         center
     }
 
+    /// Subscribes at another broker as well, and returns when it has granted that.
+    pub(crate) fn listen_also_at(&mut self, port: u16) {
+        let there = self.subscribe_at(port);
+        self.elsewhere.push(there);
+    }
+
     /// Goes away: nobody subscribes any more.
     pub(crate) fn leave(&mut self) {
-        let Some(Presence { leave, socket, thread }) = self.present.take() else { return };
-        leave.store(true, Ordering::SeqCst);
-        if let Some(socket) = socket.lock().expect("no panic while the socket is held").as_ref() {
-            // It may be closed already.
-            let _closed = socket.shutdown(Shutdown::Both);
+        for Presence { leave, socket, thread } in self.present.take().into_iter().chain(self.elsewhere.drain(..)) {
+            leave.store(true, Ordering::SeqCst);
+            if let Some(socket) = socket.lock().expect("no panic while the socket is held").as_ref() {
+                // It may be closed already.
+                let _closed = socket.shutdown(Shutdown::Both);
+            }
+            thread.join().expect("the center does not panic");
         }
-        thread.join().expect("the center does not panic");
     }
 
     /// Subscribes again, and returns when the broker has granted that.
     pub(crate) fn come_back(&mut self) {
+        self.present = Some(self.subscribe_at(self.link.port));
+    }
+
+    fn subscribe_at(&self, port: u16) -> Presence {
         let (granted, wait) = std::sync::mpsc::channel();
         let (leave, socket) = (Arc::new(AtomicBool::new(false)), Arc::default());
         let subscriber = Subscriber {
             prefix: self.prefix.clone(),
-            link: self.link,
+            link: Link { port, ..self.link },
             books: self.books.clone(),
             leave: leave.clone(),
             socket: Arc::clone(&socket),
         };
         let thread = thread::spawn(move || subscriber.run(&granted));
-        self.present = Some(Presence { leave, socket, thread });
         wait.recv_timeout(PATIENCE).expect("the broker grants the subscription");
+        Presence { leave, socket, thread }
     }
 
     /// The books as they are.

@@ -1,6 +1,7 @@
 //! The gateway as a black box: its binary, its configuration, its signals, and what systemd would hear from it.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::{Read, Write},
     net::TcpStream,
@@ -139,6 +140,16 @@ impl Gateway {
         let page = self.get("/metrics").unwrap_or_default();
         let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.and_then(|number| number.trim().parse().ok()).unwrap_or(0.0)
+    }
+
+    /// Every series of one metric: its labels, as they stand there, and its number.
+    pub(crate) fn series(&self, name: &str) -> BTreeMap<String, f64> {
+        let page = self.get("/metrics").unwrap_or_default();
+        let series = page.lines().filter_map(|line| {
+            let (labels, number) = line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once("} ")?;
+            Some((labels.to_owned(), number.trim().parse().ok()?))
+        });
+        series.collect()
     }
 
     /// Waits until a number of `/metrics` satisfies the predicate.

@@ -1,13 +1,17 @@
 //! A park that works while something around it is broken again and again, and the proof that nothing was lost.
 //!
 //! Three cameras publish detections and a sensor its level, each message confirmed before the same publisher's next, and
-//! meters turn. The proof: each detection arrived once by its occurrence, each confirmed level arrived, each alarm's last
-//! state is exact, and every settled number is in the books.
+//! meters turn. Each fault has its share of the detections: it strikes in the middle of them, and the rest goes on under
+//! it, however long it lasts. The proof: each detection arrived once by its occurrence, each confirmed level arrived, each
+//! alarm's last state is exact, and every settled number is in the books.
 
 use std::{
     collections::BTreeSet,
     fmt,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Condvar, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -23,9 +27,12 @@ use super::{
 
 /// Device and client id of each camera.
 const CAMERA_NAMES: [&str; 3] = ["kamera0", "kamera1", "kamera2"];
-/// Of one camera between two faults: enough that a fault meets commits, publishes and confirmations under way. Even, so
-/// that each share ends what it began.
+/// Of one camera for each fault: enough that it meets commits, publishes and confirmations under way. Even, so that each
+/// share ends what it began.
 const DETECTIONS: u64 = 20;
+/// Of them: so many are through when the moment comes, and so many may be made before the fault strikes.
+const DETECTIONS_THROUGH: u64 = 5;
+const DETECTIONS_BEFORE: u64 = 10;
 /// A sensor whose every change is telemetry, on the cameras' input: its confirmations wait for the other chain.
 const SENSOR: &str = r#"
 [[mqtt.subscribe]]
@@ -49,7 +56,7 @@ const MOMENT_MAX: Duration = Duration::from_millis(30);
 pub(crate) struct Load<'a> {
     /// Names the row.
     pub(crate) name: &'a str,
-    /// Faults, spread over the whole load.
+    /// Faults, each with its share of the load.
     pub(crate) faults: u64,
     /// What must go on before the next one.
     pub(crate) between: Between,
@@ -158,7 +165,10 @@ impl Load<'_> {
         let share = self.faults * DETECTIONS;
         let Park { gateway, center, plc, broker } = &mut *park;
         let (plc, ingest, confirmed, over) = (&*plc, gateway.ingest, &AtomicU64::new(0), &AtomicBool::new(false));
+        let gate = &Gate::default();
         let levels = thread::scope(|scope| {
+            // If a fault panics, publishers that wait or go on would keep the scope for ever.
+            let _ends = EndsPublishers { gate, over };
             let sensor = scope.spawn(move || {
                 let (mut sensor, mut level) = (Publisher::new(ingest, Version::V5, SENSOR_NAME), 0);
                 while !over.load(Ordering::Relaxed) {
@@ -172,6 +182,7 @@ impl Load<'_> {
                 scope.spawn(move || {
                     let mut camera = Publisher::new(ingest, Version::V311, name);
                     for n in 1..=detections(name, share) {
+                        gate.wait_for(n);
                         let value = u16::try_from(n).unwrap_or(u16::MAX);
                         plc.set(1, &format!("input:{}", n % u64::from(METER_COUNT)), value);
                         // Each message ends what the camera's message before began: every one is a transition.
@@ -180,9 +191,9 @@ impl Load<'_> {
                     }
                 })
             });
-            let total = share * CAMERA_NAMES.len() as u64;
-            for n in 1..=self.faults {
-                let so_many = total * n / (self.faults + 1);
+            for before in (0..self.faults).map(|n| n * DETECTIONS) {
+                gate.open_to(before + DETECTIONS_BEFORE);
+                let so_many = (before + DETECTIONS_THROUGH) * CAMERA_NAMES.len() as u64;
                 match self.between {
                     Between::Delivered => {
                         center.wait_for("the load to go on", |ledger| (arrived(ledger) >= so_many).then_some(()));
@@ -190,8 +201,10 @@ impl Load<'_> {
                     Between::Confirmed => until("the load goes on", || confirmed.load(Ordering::Relaxed) >= so_many),
                 }
                 random_moment(&mut dice, MOMENT_MAX);
+                gate.open_to(before + DETECTIONS);
                 fault(gateway, broker);
             }
+            gate.open_to(u64::MAX);
             for camera in cameras {
                 camera.join().expect("every detection was confirmed");
             }
@@ -235,6 +248,37 @@ impl Load<'_> {
         };
         eprintln!("{}\n{outcome}", Outcome::HEADER);
         outcome
+    }
+}
+
+/// How many detections each camera may have made.
+#[derive(Debug, Default)]
+struct Gate {
+    open_to: Mutex<u64>,
+    opened: Condvar,
+}
+
+impl Gate {
+    fn open_to(&self, detections: u64) {
+        *self.open_to.lock().expect("no panic while the gate is held") = detections;
+        self.opened.notify_all();
+    }
+
+    fn wait_for(&self, detection: u64) {
+        let open_to = self.open_to.lock().expect("no panic while the gate is held");
+        drop(self.opened.wait_while(open_to, |open_to| *open_to < detection).expect("no panic while the gate is held"));
+    }
+}
+
+struct EndsPublishers<'a> {
+    gate: &'a Gate,
+    over: &'a AtomicBool,
+}
+
+impl Drop for EndsPublishers<'_> {
+    fn drop(&mut self) {
+        self.gate.open_to(u64::MAX);
+        self.over.store(true, Ordering::Relaxed);
     }
 }
 

@@ -4,12 +4,14 @@
 pub(crate) mod broker;
 pub(crate) mod center;
 pub(crate) mod certificates;
+pub(crate) mod faults;
 pub(crate) mod gateway;
 pub(crate) mod ledger;
 pub(crate) mod load;
 pub(crate) mod mqtt;
 pub(crate) mod park;
 pub(crate) mod plc;
+pub(crate) mod proxy;
 pub(crate) mod serial;
 
 use std::{

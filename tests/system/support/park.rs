@@ -55,11 +55,17 @@ impl Park {
 
     /// Everything but the gateway's process.
     pub(crate) fn furnish(plan: &Plan<'_>) -> Self {
-        let (broker, plc) = (Broker::start_with(plan.access), Plc::start());
+        let broker = Broker::start_with(plan.access);
+        let url = url(plan.access, if plan.access == Access::Certificates { broker.tls_port } else { broker.port });
+        Self::furnish_around(broker, &[&url], plan)
+    }
+
+    /// The same with a broker that is there, and where the gateway finds it.
+    pub(crate) fn furnish_around(broker: Broker, urls: &[&str], plan: &Plan<'_>) -> Self {
+        let plc = Plc::start();
         let login = (plan.access != Access::Open).then_some(CENTER);
         let center = Center::start(broker.port, Version::V5, ID, login);
-        let port = if plan.access == Access::Certificates { broker.tls_port } else { broker.port };
-        let gateway = Gateway::configured(&configuration(plan, port, plc.port));
+        let gateway = Gateway::configured(&configuration_with(plan, urls, plc.port));
         gateway.write("password", GATEWAY.1);
         gateway.write("ca.crt", &broker.authority.cert());
         gateway.write_identity(&broker.authority.client(ID, ALWAYS));
@@ -144,13 +150,23 @@ impl Park {
 
 /// The whole file.
 pub(crate) fn configuration(plan: &Plan<'_>, broker: u16, plc: u16) -> String {
-    let (scheme, login) = match plan.access {
-        Access::Open => ("mqtt", String::new()),
-        Access::Users => ("mqtt", format!("username = \"{}\"\npassword_file = \"{{dir}}/password\"\n", GATEWAY.0)),
-        Access::Certificates => ("mqtts", TLS_FILES.to_owned()),
+    configuration_with(plan, &[&url(plan.access, broker)], plc)
+}
+
+/// Where a broker listens on this machine.
+pub(crate) fn url(access: Access, port: u16) -> String {
+    let scheme = if access == Access::Certificates { "mqtts" } else { "mqtt" };
+    format!("{scheme}://127.0.0.1:{port}")
+}
+
+fn configuration_with(plan: &Plan<'_>, urls: &[&str], plc: u16) -> String {
+    let login = match plan.access {
+        Access::Open => String::new(),
+        Access::Users => format!("username = \"{}\"\npassword_file = \"{{dir}}/password\"\n", GATEWAY.0),
+        Access::Certificates => TLS_FILES.to_owned(),
     };
     format!(
-        "[gateway]\nid = \"{ID}\"\nlanguage = \"en\"\n\n[command_center]\nurls = [\"{scheme}://127.0.0.1:{broker}\"]\n\
+        "[gateway]\nid = \"{ID}\"\nlanguage = \"en\"\n\n[command_center]\nurls = {urls:?}\n\
          {login}{}\n\n[outbox]\npath = \"{{dir}}/outbox\"\n\n[http]\nlisten = \"127.0.0.1:{{http}}\"\n\n{}",
         plan.command_center,
         plan.body.replace("{plc}", &plc.to_string()),

@@ -129,8 +129,9 @@ fn the_shipped_example_is_valid() {
     let names: Vec<&str> = config.rules.iter().map(|rule| rule.name.as_str()).collect();
     let own = ["open", "pressed", "mains-h", "mains-l", "hot", "high", "intrusion"];
     assert_eq!(names[..7], own);
-    let built_in = ["communication", "communication", "communication", "communication", "stale", "delivery-refused"];
-    assert_eq!(names[7..], built_in);
+    let silence = ["communication", "communication", "communication", "communication", "stale"];
+    assert_eq!(names[7..12], silence);
+    assert_eq!(names[12..], ["delivery-refused", "identity-conflict"]);
 }
 
 #[test]
@@ -172,7 +173,7 @@ fn built_in_rules_follow_the_devices_and_the_silence() {
     let stale = subscription("topic = 'a/{d}'\npoint = '{d}/x'\nstale = '5m'");
     let config =
         load_text(&format!("{}\n{stale}", BUS.replace("unit = 1", "unit = 1\ncommunication_severity = 'low'")));
-    let [communication, stale, refused] = &config.rules[..] else { panic!("{:?}", config.rules) };
+    let [communication, stale, refused, conflict] = &config.rules[..] else { panic!("{:?}", config.rules) };
     let id = PointId::parse("panel/communication").expect("a point");
     assert!(matches!(&communication.naming, Naming::Fixed(id) if id.as_str() == "panel/communication"));
     assert_eq!(communication.select.as_point(), Some(id));
@@ -183,6 +184,7 @@ fn built_in_rules_follow_the_devices_and_the_silence() {
     assert!(stale.select.matches(&PointId::parse("mote7/x").expect("a point")));
     assert_eq!((stale.severity, stale.acknowledgement), (Severity::Medium, Acknowledgement::NotRequired));
     assert!(matches!(&refused.naming, Naming::Fixed(id) if *id == AlarmId::delivery_refused()));
+    assert!(matches!(&conflict.naming, Naming::Fixed(id) if *id == AlarmId::identity_conflict()));
 }
 
 #[test]

@@ -3,7 +3,11 @@
 use serde_json::{Value as Json, json};
 
 use super::*;
-use crate::record::{Lane, Sample};
+use crate::{
+    alarm::{AlarmId, Severity, Texts, Transition},
+    reading::{PointId, Quality, Reason, Value},
+    record::{Batch, CommandResult, Epoch, Lane, LastKnown, LossReason, Refused, Sample, StartReason, StreamEvent},
+};
 
 const T0_MS: i64 = 1_795_262_671_220; // 2026-11-21T12:04:31.220Z
 

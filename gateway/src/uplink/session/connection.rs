@@ -1,6 +1,12 @@
 //! One connection from CONNECT to its end: select, apply, then settle (store) and pump (wire).
 
+mod beginning;
+mod incoming;
+mod leaving;
 mod outgoing;
+mod status;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -11,29 +17,23 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
-use super::{
-    UplinkTask,
-    denied::{self, Denied},
-};
+use self::status::StatusKey;
+pub(super) use self::status::{standing, status};
+use super::{UplinkTask, certificates::Certificates, own_alarms::OwnAlarms, route::Route};
 use crate::{
-    alarm::{AlarmState, State},
     clock::{Boots, Now},
-    command::{Answer, Refusal},
+    command::Answer,
     config::BrokerUrl,
-    pipeline::Input,
-    record::{Epoch, Lane},
-    status::Link,
+    record::Lane,
     store::{Head, StoreError, Stored},
     uplink::{
-        READBACK,
-        commands::{self, Arrival},
-        delivery::{Delivery, Hold, Outcome},
-        message::{self, CONTENT_TYPE_JSON, Message, OfflineReason, Presence, Status},
-        readback::{ReadBack, SeenStatus},
+        delivery::{Delivery, Hold, VERDICT_DEADLINE},
+        message::{Message, OfflineReason},
+        readback::ReadBack,
     },
-    wire::{self, Down, Event, Limits, Publish, Receipt, Retain, Token, Verdict, Wire},
+    wire::{Down, Event, Limits, Publish, Receipt, Retain, Token, Wire},
 };
 
 /// Clock of everything slower than a message: deadlines, pauses, status.
@@ -45,7 +45,7 @@ const READ_BACK_MAX: Duration = Duration::from_secs(5);
 const STATUS_EVERY: Duration = Duration::from_secs(300);
 /// An absent command center holds deliveries no longer than this (DESIGN.md §5.1).
 const HOLD_MAX: Duration = Duration::from_secs(15 * 60);
-/// At shutdown: for what is in flight, for the last status, for DISCONNECT. systemd waits longer than all of them.
+/// On leaving: for what is in flight, for the last status, for DISCONNECT. systemd waits longer than all of them.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 const LAST_STATUS_MAX: Duration = Duration::from_secs(1);
 const DISCONNECT_MAX: Duration = Duration::from_secs(1);
@@ -55,13 +55,23 @@ const COMMANDS_MAX: usize = 16;
 const EVENTS_AT_ONCE: usize = 128;
 /// Slots of the broker's window kept for replies, status and retained alarms.
 const SIDE_SLOTS: u16 = 4;
+/// A refused status, description or retained alarm is tried again so often.
+const REFUSED_AGAIN_MS: u64 = 60_000;
 /// Records read at once while looking for unconfirmed events.
 const SCAN_PAGE: usize = 256;
 
 /// How a connection ended.
+#[derive(Debug)]
 pub(super) enum End {
     /// Shutdown was asked for and is done.
     Stopped,
+    /// Left in good order, because an earlier broker is back.
+    Moved {
+        /// Which.
+        to: usize,
+    },
+    /// Left in good order, because certificate files changed.
+    Renewed,
     /// It broke.
     Down {
         /// Why.
@@ -85,7 +95,7 @@ enum Phase {
     /// The read-back is complete: correct what is wrong in it.
     Beginning,
     Delivering,
-    /// Shutdown: nothing new, what is in flight may still arrive.
+    /// We leave: nothing new, what is in flight may still arrive.
     Draining {
         since: Now,
     },
@@ -95,6 +105,34 @@ enum Phase {
     },
 }
 
+/// Why we leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Parting {
+    /// Shutdown.
+    Stop,
+    /// To an earlier broker.
+    Move { to: usize },
+    /// To connect with renewed certificates.
+    Renew,
+}
+
+impl Parting {
+    const fn reason(self) -> OfflineReason {
+        match self {
+            Self::Stop => OfflineReason::Stopped,
+            Self::Move { .. } | Self::Renew => OfflineReason::Moved,
+        }
+    }
+
+    const fn end(self) -> End {
+        match self {
+            Self::Stop => End::Stopped,
+            Self::Move { to } => End::Moved { to },
+            Self::Renew => End::Renewed,
+        }
+    }
+}
+
 /// A publish that is not a record.
 enum Side {
     Marker,
@@ -102,14 +140,42 @@ enum Side {
     Farewell,
     /// An answer; the command is acknowledged when it is on its way.
     Reply(Receipt),
-    Other,
+    /// Retained: a status, a description, an alarm.
+    Retained,
+}
+
+/// One that waits for its verdict.
+struct SideSent {
+    since: Now,
+    what: SideWaits,
+}
+
+enum SideWaits {
+    Marker,
+    Farewell,
+    Reply,
+    /// Kept, to be tried again if it is refused.
+    Retained(Publish),
 }
 
 /// What others have finished for us.
 enum Done {
-    Answered { answer: Option<Answer>, topic: String, correlation: Option<Bytes>, receipt: Receipt },
-    Declared { lane: Lane, position: u64, durable: bool },
+    Answered {
+        answer: Option<Answer>,
+        topic: String,
+        correlation: Option<Bytes>,
+        receipt: Receipt,
+    },
+    Declared {
+        lane: Lane,
+        position: u64,
+        durable: bool,
+    },
     RolledBack,
+    /// The first earlier broker that answers, if any does.
+    LookedBack(Option<usize>),
+    /// Whether a connection with the changed certificate files would do.
+    LookedAtCertificates(Result<(), Down>),
 }
 
 enum Wake {
@@ -121,15 +187,18 @@ enum Wake {
 }
 
 /// What is known beyond one connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Kept {
     /// A link that breaks often does not make the hold longer.
-    center_away_since: Option<Now>,
-    denied: Denied,
+    pub(super) center_away_since: Option<Now>,
+    pub(super) own: OwnAlarms,
+    pub(super) route: Route,
 }
 
 pub(super) struct Connection<'a> {
     task: &'a UplinkTask,
+    /// Which of the configuration's.
+    broker: usize,
     url: &'a BrokerUrl,
     session: u64,
     wire: Wire,
@@ -143,7 +212,10 @@ pub(super) struct Connection<'a> {
     last_token: Token,
     /// Bounded: replies by [`COMMANDS_MAX`] and the broker's unacknowledged commands, one status, one a device.
     sides: VecDeque<(Side, Publish)>,
-    side_tokens: HashMap<Token, Side>,
+    side_tokens: HashMap<Token, SideSent>,
+    /// Retained publishes the broker refused, by topic: tried again slowly. Bounded like those.
+    refused: BTreeMap<String, Publish>,
+    refused_again_at_ms: Option<u64>,
     /// Retained alarms to publish, by topic: the latest wins. Bounded by the alarms there are.
     states: BTreeMap<String, Publish>,
     sent_at: HashMap<Token, (Lane, Now)>,
@@ -158,13 +230,10 @@ pub(super) struct Connection<'a> {
     alarms_standing: u64,
     /// Said once a connection.
     side_refused: bool,
-}
-
-/// A change of this is said at once.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct StatusKey {
-    trusted: bool,
-    epochs: [Epoch; 2],
+    parting: Option<Parting>,
+    certificates: Certificates,
+    /// When to look next whether an earlier broker is back; none while one is asked, or where there is none.
+    look_back_at_ms: Option<u64>,
 }
 
 pub(super) const fn index(lane: Lane) -> usize {
@@ -175,18 +244,21 @@ pub(super) const fn index(lane: Lane) -> usize {
 }
 
 impl<'a> Connection<'a> {
+    #[expect(clippy::too_many_arguments, reason = "each is one thing that outlives the connection, or is made for it")]
     pub(super) fn new(
         task: &'a UplinkTask,
-        url: &'a BrokerUrl,
+        broker: usize,
         session: u64,
         wire: Wire,
         delivery: &'a mut Delivery,
         kept: &'a mut Kept,
         alarms_standing: u64,
+        certificates: Certificates,
     ) -> Self {
         Self {
             task,
-            url,
+            broker,
+            url: &task.center.urls[broker],
             session,
             wire,
             delivery,
@@ -199,6 +271,8 @@ impl<'a> Connection<'a> {
             last_token: 0,
             sides: VecDeque::new(),
             side_tokens: HashMap::new(),
+            refused: BTreeMap::new(),
+            refused_again_at_ms: None,
             states: BTreeMap::new(),
             sent_at: HashMap::new(),
             delivered: Vec::new(),
@@ -211,6 +285,9 @@ impl<'a> Connection<'a> {
             kept,
             alarms_standing,
             side_refused: false,
+            parting: None,
+            certificates,
+            look_back_at_ms: None,
         }
     }
 
@@ -240,19 +317,17 @@ impl<'a> Connection<'a> {
             self.task.beat.mark();
             self.settle().await?;
             self.pump().await?;
-            if let Phase::Leaving { since } = self.phase {
-                let told =
-                    !self.side_tokens.values().any(|side| matches!(side, Side::Farewell)) && self.sides.is_empty();
-                if told || self.task.clock.now().since(since) >= LAST_STATUS_MAX {
-                    self.wire.disconnect(DISCONNECT_MAX).await;
-                    return Ok(End::Stopped);
-                }
+            if let (Phase::Leaving { since }, Some(parting)) = (self.phase, self.parting)
+                && (self.farewell_said() || self.task.clock.now().since(since) >= LAST_STATUS_MAX)
+            {
+                self.wire.disconnect(DISCONNECT_MAX).await;
+                return Ok(parting.end());
             }
         }
     }
 
     async fn select(&mut self, tick: &mut tokio::time::Interval) -> Wake {
-        let stopping = matches!(self.phase, Phase::Draining { .. } | Phase::Leaving { .. });
+        let stopping = self.parting == Some(Parting::Stop);
         let [alarms, telemetry] = &mut self.heads;
         tokio::select! {
             event = self.wire.next() => Wake::Wire(event),
@@ -275,7 +350,7 @@ impl<'a> Connection<'a> {
             Wake::Done(done) => self.done(done),
             Wake::Tick => return self.tick(),
             Wake::Stop if self.up_since.is_none() => return Some(End::Stopped),
-            Wake::Stop => self.phase = Phase::Draining { since: self.task.clock.now() },
+            Wake::Stop => self.part(Parting::Stop),
         }
         None
     }
@@ -283,132 +358,6 @@ impl<'a> Connection<'a> {
     fn down(&self, down: Down) -> End {
         let now = self.task.clock.now();
         End::Down { down, up_for: self.up_since.map(|since| now.since(since)) }
-    }
-
-    fn up(&mut self, limits: Limits) {
-        let now = self.task.clock.now();
-        let about = &self.task.about;
-        let mut filters: Vec<String> =
-            ["status", "alarm/#", "command", "receipt"].map(|topic| about.topic(topic)).into();
-        filters.push(self.marker_topic());
-        if self.task.center.hold_when_center_offline {
-            filters.push(about.center_status_topic());
-        }
-        self.limits = Some(limits);
-        self.up_since = Some(now);
-        self.phase = Phase::Subscribing { since: now };
-        if !self.wire.subscribe(&filters) {
-            tracing::warn!("the subscription did not fit a new connection's queue");
-        }
-        self.task.metrics.uplink_connected.set(1);
-        self.task.post(self.url, Some(self.session), Link::Connected);
-        tracing::info!(broker = %self.url, session = self.session, receive_maximum = limits.receive_maximum, "uplink is up");
-    }
-
-    fn subscribed(&mut self, granted: &[bool]) {
-        if !matches!(self.phase, Phase::Subscribing { .. }) {
-            return;
-        }
-        if granted.contains(&false) {
-            tracing::warn!(
-                ?granted,
-                "the broker refuses some subscriptions: status, alarm/#, command, receipt, reply/readback"
-            );
-        }
-        self.phase = Phase::ReadingBack { since: self.task.clock.now() };
-        let marker = Message { topic: self.marker_topic(), payload: self.marker() };
-        self.sides.push_back((Side::Marker, publish(marker, Retain::No, CONTENT_TYPE_JSON)));
-    }
-
-    fn marker_topic(&self) -> String {
-        self.task.about.topic(&format!("reply/{READBACK}"))
-    }
-
-    /// A valid reply, so that whoever listens to all replies understands it.
-    fn marker(&self) -> Bytes {
-        format!(r#"{{"id":"{READBACK}-{}","command":"{READBACK}","result":"ok"}}"#, self.session).into()
-    }
-
-    fn message(&mut self, message: wire::Message) {
-        let about = &self.task.about;
-        if self.task.center.hold_when_center_offline && message.topic == about.center_status_topic() {
-            self.center_said(&message.payload);
-        }
-        let base = about.topic("");
-        let reading = matches!(self.phase, Phase::Subscribing { .. } | Phase::ReadingBack { .. });
-        match message.topic.strip_prefix(&base) {
-            Some("command") => return self.command(message),
-            Some("receipt") => {
-                for id in commands::receipt(&message.payload) {
-                    if let Some(outcome) = self.delivery.receipt(&id) {
-                        self.outcome(outcome);
-                    }
-                }
-            }
-            Some("status") if reading && message.retained => self.read_back.saw_status(&message.payload),
-            Some("status") => {
-                // The will of an older session, published late: we are here.
-                self.status_due |= SeenStatus::parse(&message.payload).is_some_and(|status| status.is_offline());
-            }
-            Some(topic) if reading => {
-                if let Some(alarm) = topic.strip_prefix("alarm/") {
-                    self.read_back.saw_alarm(alarm, &message.payload);
-                } else if message.topic == self.marker_topic() && message.payload == self.marker() {
-                    self.read_back_complete();
-                }
-            }
-            Some(_) | None => {}
-        }
-        self.wire.acknowledge(message.receipt);
-    }
-
-    fn center_said(&mut self, payload: &[u8]) {
-        #[derive(serde::Deserialize)]
-        struct Center {
-            state: String,
-        }
-        let away = serde_json::from_slice::<Center>(payload).is_ok_and(|center| center.state == "offline");
-        if away != self.kept.center_away_since.is_some() {
-            tracing::info!(away, "the command center says whether it is there");
-            self.kept.center_away_since = away.then(|| self.task.clock.now());
-            self.delivery.set_hold(if away { Hold::AllButCritical } else { Hold::None });
-        }
-    }
-
-    fn command(&mut self, message: wire::Message) {
-        if message.payload.is_empty() {
-            return self.wire.acknowledge(message.receipt); // someone cleared a retained command
-        }
-        let now = self.task.clock.now();
-        let (topic, correlation) =
-            commands::reply_to(&self.task.about, message.response_topic.as_deref(), message.correlation);
-        let arrival = Arrival { retained: message.retained, now, session: self.session };
-        let request = commands::parse(&message.payload, arrival).and_then(|request| {
-            let busy = self.commands_out >= COMMANDS_MAX;
-            if busy { Err(commands::refused(&request.id, request.action.word(), Refusal::Busy)) } else { Ok(request) }
-        });
-        let receipt = message.receipt;
-        let request = match request {
-            Ok(request) => request,
-            Err(answer) => {
-                self.task.metrics.commands.with_label_values(&["unread", "refused"]).inc();
-                return self.reply(&answer, topic, correlation, receipt);
-            }
-        };
-        self.commands_out += 1;
-        let (pipeline, session) = (self.task.pipeline.clone(), self.session);
-        self.pending.push(Box::pin(async move {
-            let (answer, answered) = oneshot::channel();
-            // A pipeline that is gone drops the sender: no answer, and the center asks again.
-            let _ = pipeline.send(Input::Command { request, session, answer }).await;
-            Done::Answered { answer: answered.await.ok(), topic, correlation, receipt }
-        }));
-    }
-
-    fn reply(&mut self, answer: &Answer, topic: String, correlation: Option<Bytes>, receipt: Receipt) {
-        let message = message::reply(topic, answer);
-        let reply = Publish { correlation, ..publish(message, Retain::No, CONTENT_TYPE_JSON) };
-        self.sides.push_front((Side::Reply(receipt), reply));
     }
 
     fn done(&mut self, done: Done) {
@@ -423,98 +372,22 @@ impl<'a> Connection<'a> {
             Done::Declared { lane, position, durable: false } => self.delivery.forget(lane, position),
             Done::RolledBack if self.phase == Phase::RollingBack => self.phase = Phase::Beginning,
             Done::RolledBack => {}
+            Done::LookedBack(found) => self.looked_back(found),
+            Done::LookedAtCertificates(outcome) => self.looked_at_certificates(outcome),
         }
-    }
-
-    fn confirmed(&mut self, token: Token, verdict: Verdict) {
-        let now = self.task.clock.now();
-        if let Some(side) = self.side_tokens.remove(&token) {
-            let refused = !matches!(verdict, Verdict::Accepted | Verdict::NoSubscriber);
-            if refused && !self.side_refused {
-                self.side_refused = true;
-                tracing::warn!(?verdict, "the broker refuses a status, a reply or a retained alarm; check its ACL");
-            }
-            if matches!(side, Side::Marker) && refused {
-                self.read_back_complete();
-            }
-            return;
-        }
-        let metrics = &self.task.metrics;
-        if let Some((lane, since)) = self.sent_at.remove(&token) {
-            metrics.uplink_puback_seconds.observe(now.since(since).as_secs_f64());
-            self.kept.denied.note(lane, verdict);
-            if let Some(word) = refusal_word(verdict) {
-                metrics.uplink_refused.with_label_values(&[lane.as_str(), word]).inc();
-            }
-        }
-        if let Some(outcome) = self.delivery.verdict(token, verdict, now) {
-            if let Outcome::Paused(lane) = outcome {
-                tracing::warn!(
-                    lane = lane.as_str(),
-                    ?verdict,
-                    "the broker does not take this lane; trying again slowly"
-                );
-            }
-            self.outcome(outcome);
-        }
-        metrics.uplink_in_flight.set(i64::try_from(self.delivery.in_flight()).unwrap_or(i64::MAX));
-        self.tell_denied(now);
-    }
-
-    /// Tells the pipeline whether we are denied a lane. A full queue is no reason to wait: the next tick tells.
-    fn tell_denied(&mut self, now: Now) {
-        if let Some(denied) = self.kept.denied.untold()
-            && self.task.pipeline.try_send(Input::Readings(vec![denied::reading(denied, now)])).is_ok()
-        {
-            self.kept.denied.told(denied);
-        }
-    }
-
-    fn outcome(&mut self, outcome: Outcome) {
-        match outcome {
-            Outcome::Delivered(stored) => self.delivered.push(*stored),
-            Outcome::SetAside(stored) => {
-                tracing::error!(
-                    id = stored.record.id(),
-                    "the broker refuses this record for good; it is declared lost"
-                );
-                self.aside.push(*stored);
-            }
-            Outcome::Paused(_) | Outcome::Kept => {}
-        }
-    }
-
-    fn read_back_complete(&mut self) {
-        if !matches!(self.phase, Phase::ReadingBack { .. }) {
-            return;
-        }
-        let [a, t] = self.heads.each_ref().map(|head| head.borrow().status.clone());
-        let Some(known) = self.read_back.rolled_back(&a, &t) else {
-            self.phase = Phase::Beginning;
-            return;
-        };
-        tracing::error!(known.a, known.t, "the center knows higher numbers than the store: beginning a new epoch");
-        self.phase = Phase::RollingBack;
-        let pipeline = self.task.pipeline.clone();
-        self.pending.push(Box::pin(async move {
-            let (durable, done) = oneshot::channel();
-            let epoch = Epoch::random().expect("a kernel that runs us gives random numbers");
-            let _ = pipeline.send(Input::RolledBack { known, epoch, durable }).await;
-            match done.await {
-                Ok(()) => Done::RolledBack,
-                // Without a pipeline the daemon is about to end, and nothing may be sent under the old numbers.
-                Err(_) => std::future::pending().await,
-            }
-        }));
     }
 
     fn tick(&mut self) -> Option<End> {
         let now = self.task.clock.now();
-        self.tell_denied(now);
+        if let Some(up_since) = self.up_since {
+            self.kept.own.conflict.connected(up_since, now);
+        }
+        self.task.tell(&mut self.kept.own);
         match self.phase {
             Phase::Subscribing { since } if now.since(since) > SUBSCRIBE_MAX => return Some(self.down(Down::Silent)),
             Phase::ReadingBack { since } if now.since(since) > READ_BACK_MAX => self.read_back_complete(),
             Phase::Draining { since } if now.since(since) >= DRAIN_MAX => self.leave(),
+            Phase::Delivering => self.look_around(now),
             _ => {}
         }
         if self.kept.center_away_since.is_some_and(|since| now.since(since) > HOLD_MAX) {
@@ -524,78 +397,22 @@ impl<'a> Connection<'a> {
             .status_said
             .as_ref()
             .is_some_and(|(at, key)| now.since(*at) >= STATUS_EVERY || *key != self.status_key(now));
-        if self.delivery.overdue(now) {
+        // Leaving has tighter bounds of its own.
+        if self.parting.is_none() && self.overdue(now) {
             tracing::warn!("a publish had no answer for 30 s: giving this connection up");
             return Some(self.down(Down::Silent));
         }
         None
     }
 
-    fn leave(&mut self) {
-        self.phase = Phase::Leaving { since: self.task.clock.now() };
-        self.states.clear();
-        let status =
-            status(self.task, self.session, self.alarms_standing, Presence::Offline, Some(OfflineReason::Stopped));
-        let message = message::status(&self.task.about, &status);
-        self.sides.push_back((Side::Farewell, publish(message, Retain::Yes, CONTENT_TYPE_JSON)));
-    }
-
-    fn status_key(&self, now: Now) -> StatusKey {
-        let epochs = self.heads.each_ref().map(|head| head.borrow().status.epoch.clone());
-        StatusKey { trusted: now.trusted, epochs }
+    /// Whether any publish, a record or not, has had no answer for too long: then the path is dead, even if pings pass.
+    fn overdue(&mut self, now: Now) -> bool {
+        let mut sides = self.side_tokens.values();
+        self.delivery.overdue(now) || sides.any(|sent| now.since(sent.since) > VERDICT_DEADLINE)
     }
 }
 
 fn publish(message: Message, retain: Retain, content_type: &'static str) -> Publish {
     let Message { topic, payload } = message;
     Publish { topic, payload, retain, content_type: Some(content_type), correlation: None }
-}
-
-const fn refusal_word(verdict: Verdict) -> Option<&'static str> {
-    match verdict {
-        Verdict::Accepted => None,
-        Verdict::NoSubscriber => Some("no-subscriber"),
-        Verdict::NotAuthorised => Some("not-authorised"),
-        Verdict::Later(_) => Some("later"),
-        Verdict::Invalid(_) => Some("invalid"),
-    }
-}
-
-fn stands(state: &AlarmState) -> bool {
-    state.configured && state.last.state != State::Norm
-}
-
-pub(super) fn standing(alarms: &[AlarmState]) -> u64 {
-    alarms.iter().filter(|state| stands(state)).count() as u64
-}
-
-/// The status as it is now.
-pub(super) fn status(
-    task: &UplinkTask,
-    session: u64,
-    alarms_standing: u64,
-    state: Presence,
-    reason: Option<OfflineReason>,
-) -> Status {
-    let (now, boot) = (task.clock.now(), task.clock.boot());
-    let [a, t] = Lane::ALL.map(|lane| task.store.head(lane));
-    let (a, t) = (a.borrow(), t.borrow());
-    Status {
-        state,
-        reason,
-        boot: boot.clone(),
-        session,
-        version: env!("CARGO_PKG_VERSION"),
-        config: task.fingerprint.clone(),
-        site: task.about.site.clone(),
-        started: message::time_of(&task.store.boots().borrow(), boot, task.started),
-        clock: message::clock_now(boot, now),
-        language: task.about.language.code(),
-        lanes: message::Lanes { a: a.status.clone(), t: t.status.clone() },
-        vitals: message::Vitals {
-            uptime_s: now.since(task.started).as_secs(),
-            backlog: message::Backlog { a: a.records, t: t.records },
-            alarms_standing,
-        },
-    }
 }

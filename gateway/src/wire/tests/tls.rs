@@ -17,19 +17,19 @@ use crate::{
 
 const BOTH: [(MqttVersion, &[u8]); 2] = [(MqttVersion::V5, CONNACK_5), (MqttVersion::V311, CONNACK_311)];
 /// Within these every clock of the tests is right.
-const YEARS: (i32, i32) = (2020, 2120);
+pub(super) const YEARS: (i32, i32) = (2020, 2120);
 
 fn clock(date: &str, trusted: bool) -> Clock {
     let wall_ms = crate::clock::parse_rfc3339(date).expect("a time");
     Clock::manual("boot", Now { mono_ms: 0, wall_ms, trusted })
 }
 
-fn with_tls(host: &str, port: u16, version: MqttVersion, tls: TlsFiles) -> Settings {
+pub(super) fn with_tls(host: &str, port: u16, version: MqttVersion, tls: TlsFiles) -> Settings {
     let url = BrokerUrl { scheme: Scheme::Mqtts, host: host.into(), port };
     Settings { url, tls, clock: clock("2026-06-01T00:00:00Z", true), ..settings(port, version) }
 }
 
-async fn listen() -> (TcpListener, u16) {
+pub(super) async fn listen() -> (TcpListener, u16) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("bound").port();
     (listener, port)

@@ -1,20 +1,16 @@
 //! What a connection does after each event: tell the store what arrived, and publish what may go.
 
-use std::collections::HashSet;
-
 use tokio::sync::oneshot;
 
-use super::{Connection, Done, Phase, SCAN_PAGE, SIDE_SLOTS, Side, index, publish, standing, stands, status};
+use super::{Connection, Done, Phase, REFUSED_AGAIN_MS, Side, SideSent, SideWaits, index, publish};
 use crate::{
-    alarm::{AlarmState, Told},
     clock::Now,
     pipeline::Input,
-    record::{Body, Epoch, Lane, Record, Refused},
-    store::{Head, StoreError, Stored},
+    record::{Body, Lane, Record, Refused},
+    store::{StoreError, Stored},
     uplink::{
-        delivery::{Hold, Queue},
-        message::{self, CONTENT_TYPE_EVENT, CONTENT_TYPE_JSON, Presence, Sent},
-        session::{UplinkTask, WINDOW},
+        delivery::Queue,
+        message::{self, CONTENT_TYPE_EVENT, Sent},
     },
     wire::{Publish, Retain},
 };
@@ -65,7 +61,7 @@ impl Connection<'_> {
         Ok(())
     }
 
-    fn queue_state(&mut self, record: &Record, now: Now) {
+    pub(super) fn queue_state(&mut self, record: &Record, now: Now) {
         let sent = Sent { boot: self.task.clock.boot(), at: now };
         if let Some(message) = message::alarm_state(record, &self.boots.borrow(), &self.task.about, sent) {
             self.states.insert(message.topic.clone(), publish(message, Retain::Yes, CONTENT_TYPE_EVENT));
@@ -90,57 +86,6 @@ impl Connection<'_> {
         }));
     }
 
-    /// Says online, corrects the retained alarms, and opens the window.
-    async fn begin(&mut self) -> Result<(), StoreError> {
-        let about = &self.task.about;
-        // From here on these would only bring our own publishes back.
-        for filter in [about.topic("alarm/#"), self.marker_topic()] {
-            if !self.wire.unsubscribe(&filter) {
-                tracing::debug!(filter, "cannot unsubscribe now");
-            }
-        }
-        self.status_due = true;
-        for device in &self.task.devices {
-            let message = message::device(about, device);
-            self.sides.push_back((Side::Other, publish(message, Retain::Yes, CONTENT_TYPE_JSON)));
-        }
-        self.correct_alarms().await?;
-        let limits = self.limits.expect("the phase follows CONNACK");
-        let allowed = WINDOW.min(limits.receive_maximum.saturating_sub(1)).saturating_sub(SIDE_SLOTS).max(1);
-        let live_from = self.heads[index(Lane::Telemetry)].borrow().next_position;
-        self.delivery.up(usize::from(allowed), live_from);
-        self.delivery.set_hold(if self.kept.center_away_since.is_some() { Hold::AllButCritical } else { Hold::None });
-        self.phase = Phase::Delivering;
-        Ok(())
-    }
-
-    async fn correct_alarms(&mut self) -> Result<(), StoreError> {
-        let alarms = self.task.store.alarms().await?;
-        let head = self.heads[index(Lane::Alarm)].borrow().clone();
-        let unconfirmed = unconfirmed(self.task, &head, &alarms).await?;
-        let read_back = std::mem::take(&mut self.read_back);
-        let mut follows = HashSet::new();
-        let now = self.task.clock.now();
-        for state in &alarms {
-            if state.told.as_ref().is_some_and(|told| unconfirmed.contains(&number(told))) {
-                follows.insert(state.last.alarm.as_str()); // its event is on the way, and this topic goes after it
-            } else if stands(state) {
-                follows.insert(state.last.alarm.as_str());
-                // Unnumbered states cannot be published: no receiver could tell which of two is newer.
-                if let Some(record) = record_of(state)
-                    && !read_back.holds(state.last.alarm.as_str(), &record.id())
-                {
-                    self.queue_state(&record, now);
-                }
-            }
-        }
-        for alarm in read_back.alarms().filter(|alarm| !follows.contains(alarm)) {
-            let message = message::no_alarm(&self.task.about, alarm);
-            self.states.insert(message.topic.clone(), publish(message, Retain::Yes, CONTENT_TYPE_EVENT));
-        }
-        Ok(())
-    }
-
     /// Publishes what may go: replies and status, alarms, retained alarms, telemetry.
     pub(super) async fn pump(&mut self) -> Result<(), StoreError> {
         let delivering = self.phase == Phase::Delivering;
@@ -160,7 +105,7 @@ impl Connection<'_> {
             while self.wire.has_room()
                 && let Some((_, state)) = self.states.pop_first()
             {
-                self.publish_side(Side::Other, state);
+                self.publish_side(Side::Retained, state);
             }
             while self.send(Lane::Telemetry) {
                 sent = true;
@@ -169,17 +114,6 @@ impl Connection<'_> {
                 return Ok(());
             }
         }
-    }
-
-    async fn say_online(&mut self) -> Result<(), StoreError> {
-        self.alarms_standing = standing(&self.task.store.alarms().await?);
-        let now = self.task.clock.now();
-        let status = status(self.task, self.session, self.alarms_standing, Presence::Online, None);
-        let message = message::status(&self.task.about, &status);
-        self.sides.push_front((Side::Other, publish(message, Retain::Yes, CONTENT_TYPE_JSON)));
-        self.status_said = Some((now, self.status_key(now)));
-        self.status_due = false;
-        Ok(())
     }
 
     fn pump_sides(&mut self) {
@@ -192,17 +126,35 @@ impl Connection<'_> {
 
     fn publish_side(&mut self, side: Side, publish: Publish) {
         self.last_token += 1;
+        let (token, since) = (self.last_token, self.task.clock.now());
         let bytes = publish.topic.len() + publish.payload.len();
-        if self.wire.publish(self.last_token, publish) {
-            self.task.metrics.uplink_sent_bytes.inc_by(bytes as u64);
-            let side = match side {
-                Side::Reply(receipt) => {
-                    self.wire.acknowledge(receipt);
-                    Side::Other
-                }
-                other => other,
-            };
-            self.side_tokens.insert(self.last_token, side);
+        let again = matches!(side, Side::Retained).then(|| publish.clone());
+        self.refused.remove(&publish.topic); // this one is newer
+        if !self.wire.publish(token, publish) {
+            if let Some(again) = again {
+                self.refused(again, since);
+            }
+            return;
+        }
+        self.task.metrics.uplink_sent_bytes.inc_by(bytes as u64);
+        let what = match (side, again) {
+            (Side::Marker, _) => SideWaits::Marker,
+            (Side::Farewell, _) => SideWaits::Farewell,
+            (Side::Reply(receipt), _) => {
+                self.wire.acknowledge(receipt);
+                SideWaits::Reply
+            }
+            (Side::Retained, again) => SideWaits::Retained(again.expect("cloned above")),
+        };
+        self.side_tokens.insert(token, SideSent { since, what });
+    }
+
+    /// The broker does not take a retained publish now: it is tried again, unless a newer one is on its way.
+    pub(super) fn refused(&mut self, publish: Publish, now: Now) {
+        let newer = |sent: &SideSent| matches!(&sent.what, SideWaits::Retained(of) if of.topic == publish.topic);
+        if !self.states.contains_key(&publish.topic) && !self.side_tokens.values().any(newer) {
+            self.refused.insert(publish.topic.clone(), publish);
+            self.refused_again_at_ms.get_or_insert(now.mono_ms + REFUSED_AGAIN_MS);
         }
     }
 
@@ -242,38 +194,6 @@ impl Connection<'_> {
         metrics.uplink_in_flight.set(i64::try_from(self.delivery.in_flight()).unwrap_or(i64::MAX));
         true
     }
-}
-
-/// Which alarms' last events still wait in the store.
-async fn unconfirmed(
-    task: &UplinkTask,
-    head: &Head,
-    alarms: &[AlarmState],
-) -> Result<HashSet<(Epoch, u64)>, StoreError> {
-    let open = |id: &(Epoch, u64)| id.0 != head.status.epoch || id.1 > head.status.settled;
-    let numbered = alarms.iter().filter_map(|state| state.told.as_ref().map(number));
-    let asked: HashSet<(Epoch, u64)> = numbered.filter(open).collect();
-    let (mut found, mut from) = (HashSet::new(), 0);
-    while found.len() < asked.len() && from < head.next_position {
-        let page = task.store.read(Lane::Alarm, from, SCAN_PAGE).await?;
-        let Some(last) = page.last() else { break };
-        from = last.position + 1;
-        task.beat.mark();
-        let ids = page.into_iter().map(|stored| (stored.record.epoch, stored.record.sequence));
-        found.extend(ids.filter(|id| asked.contains(id)));
-    }
-    Ok(found)
-}
-
-fn number(told: &Told) -> (Epoch, u64) {
-    (told.epoch.clone(), told.sequence)
-}
-
-/// The record that carried an alarm's last transition.
-fn record_of(state: &AlarmState) -> Option<Record> {
-    let Told { epoch, sequence, boot, recorded } = state.told.clone()?;
-    let body = Body::Alarm(Box::new(state.last.clone()));
-    Some(Record { lane: Lane::Alarm, epoch, sequence, boot, recorded, body })
 }
 
 fn field_time(record: &Record) -> Now {

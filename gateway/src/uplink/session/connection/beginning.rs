@@ -1,0 +1,176 @@
+//! How a connection begins: subscribe, read the own retained topics back, correct what is wrong in them.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::{Connection, Done, Phase, SCAN_PAGE, SIDE_SLOTS, Side, index, publish, status::stands};
+use crate::{
+    alarm::{AlarmState, Told},
+    pipeline::Input,
+    record::{Body, Epoch, Lane, Record},
+    status::Link,
+    store::{Head, StoreError},
+    uplink::{
+        READBACK,
+        delivery::Hold,
+        message::{self, CONTENT_TYPE_EVENT, CONTENT_TYPE_JSON, Message},
+        session::{UplinkTask, WINDOW},
+    },
+    wire::{Limits, Retain},
+};
+
+impl Connection<'_> {
+    pub(super) fn up(&mut self, limits: Limits) {
+        let now = self.task.clock.now();
+        let about = &self.task.about;
+        let mut filters: Vec<String> =
+            ["status", "alarm/#", "command", "receipt"].map(|topic| about.topic(topic)).into();
+        filters.push(self.marker_topic());
+        if self.task.center.hold_when_center_offline {
+            filters.push(about.center_status_topic());
+        }
+        self.limits = Some(limits);
+        self.up_since = Some(now);
+        self.phase = Phase::Subscribing { since: now };
+        if !self.wire.subscribe(&filters) {
+            tracing::warn!("the subscription did not fit a new connection's queue");
+        }
+        self.task.metrics.uplink_connected.set(1);
+        self.task.post(self.url, Some(self.session), Link::Connected);
+        tracing::info!(broker = %self.url, session = self.session, receive_maximum = limits.receive_maximum, "uplink is up");
+    }
+
+    pub(super) fn subscribed(&mut self, granted: &[bool]) {
+        if !matches!(self.phase, Phase::Subscribing { .. }) {
+            return;
+        }
+        if granted.contains(&false) {
+            tracing::warn!(
+                ?granted,
+                "the broker refuses some subscriptions: status, alarm/#, command, receipt, reply/readback"
+            );
+        }
+        self.phase = Phase::ReadingBack { since: self.task.clock.now() };
+        let marker = Message { topic: self.marker_topic(), payload: self.marker() };
+        self.sides.push_back((Side::Marker, publish(marker, Retain::No, CONTENT_TYPE_JSON)));
+    }
+
+    pub(super) fn marker_topic(&self) -> String {
+        self.task.about.topic(&format!("reply/{READBACK}"))
+    }
+
+    /// A valid reply, so that whoever listens to all replies understands it.
+    pub(super) fn marker(&self) -> Bytes {
+        format!(r#"{{"id":"{READBACK}-{}","command":"{READBACK}","result":"ok"}}"#, self.session).into()
+    }
+
+    pub(super) fn read_back_complete(&mut self) {
+        if !matches!(self.phase, Phase::ReadingBack { .. }) {
+            return;
+        }
+        let [a, t] = self.heads.each_ref().map(|head| head.borrow().status.clone());
+        let Some(known) = self.read_back.rolled_back(&a, &t) else {
+            self.phase = Phase::Beginning;
+            return;
+        };
+        tracing::error!(known.a, known.t, "the center knows higher numbers than the store: beginning a new epoch");
+        self.phase = Phase::RollingBack;
+        let pipeline = self.task.pipeline.clone();
+        self.pending.push(Box::pin(async move {
+            let (durable, done) = oneshot::channel();
+            let epoch = Epoch::random().expect("a kernel that runs us gives random numbers");
+            let _ = pipeline.send(Input::RolledBack { known, epoch, durable }).await;
+            match done.await {
+                Ok(()) => Done::RolledBack,
+                // Without a pipeline the daemon is about to end, and nothing may be sent under the old numbers.
+                Err(_) => std::future::pending().await,
+            }
+        }));
+    }
+
+    /// Says online, corrects the retained alarms, and opens the window.
+    pub(super) async fn begin(&mut self) -> Result<(), StoreError> {
+        let about = &self.task.about;
+        // From here on these would only bring our own publishes back.
+        for filter in [about.topic("alarm/#"), self.marker_topic()] {
+            if !self.wire.unsubscribe(&filter) {
+                tracing::debug!(filter, "cannot unsubscribe now");
+            }
+        }
+        self.status_due = true;
+        for device in &self.task.devices {
+            let message = message::device(about, device);
+            self.sides.push_back((Side::Retained, publish(message, Retain::Yes, CONTENT_TYPE_JSON)));
+        }
+        self.correct_alarms().await?;
+        let limits = self.limits.expect("the phase follows CONNACK");
+        let allowed = WINDOW.min(limits.receive_maximum.saturating_sub(1)).saturating_sub(SIDE_SLOTS).max(1);
+        let live_from = self.heads[index(Lane::Telemetry)].borrow().next_position;
+        self.delivery.up(usize::from(allowed), live_from);
+        self.delivery.set_hold(if self.kept.center_away_since.is_some() { Hold::AllButCritical } else { Hold::None });
+        self.phase = Phase::Delivering;
+        self.plan_look_back();
+        Ok(())
+    }
+
+    async fn correct_alarms(&mut self) -> Result<(), StoreError> {
+        let alarms = self.task.store.alarms().await?;
+        let head = self.heads[index(Lane::Alarm)].borrow().clone();
+        let unconfirmed = unconfirmed(self.task, &head, &alarms).await?;
+        let read_back = std::mem::take(&mut self.read_back);
+        let mut follows = HashSet::new();
+        let now = self.task.clock.now();
+        for state in &alarms {
+            if state.told.as_ref().is_some_and(|told| unconfirmed.contains(&number(told))) {
+                follows.insert(state.last.alarm.as_str()); // its event is on the way, and this topic goes after it
+            } else if stands(state) {
+                follows.insert(state.last.alarm.as_str());
+                // Unnumbered states cannot be published: no receiver could tell which of two is newer.
+                if let Some(record) = record_of(state)
+                    && !read_back.holds(state.last.alarm.as_str(), &record.id())
+                {
+                    self.queue_state(&record, now);
+                }
+            }
+        }
+        for alarm in read_back.alarms().filter(|alarm| !follows.contains(alarm)) {
+            let message = message::no_alarm(&self.task.about, alarm);
+            self.states.insert(message.topic.clone(), publish(message, Retain::Yes, CONTENT_TYPE_EVENT));
+        }
+        Ok(())
+    }
+}
+
+/// Which alarms' last events still wait in the store.
+async fn unconfirmed(
+    task: &UplinkTask,
+    head: &Head,
+    alarms: &[AlarmState],
+) -> Result<HashSet<(Epoch, u64)>, StoreError> {
+    let open = |id: &(Epoch, u64)| id.0 != head.status.epoch || id.1 > head.status.settled;
+    let numbered = alarms.iter().filter_map(|state| state.told.as_ref().map(number));
+    let asked: HashSet<(Epoch, u64)> = numbered.filter(open).collect();
+    let (mut found, mut from) = (HashSet::new(), 0);
+    while found.len() < asked.len() && from < head.next_position {
+        let page = task.store.read(Lane::Alarm, from, SCAN_PAGE).await?;
+        let Some(last) = page.last() else { break };
+        from = last.position + 1;
+        task.beat.mark();
+        let ids = page.into_iter().map(|stored| (stored.record.epoch, stored.record.sequence));
+        found.extend(ids.filter(|id| asked.contains(id)));
+    }
+    Ok(found)
+}
+
+fn number(told: &Told) -> (Epoch, u64) {
+    (told.epoch.clone(), told.sequence)
+}
+
+/// The record that carried an alarm's last transition.
+fn record_of(state: &AlarmState) -> Option<Record> {
+    let Told { epoch, sequence, boot, recorded } = state.told.clone()?;
+    let body = Body::Alarm(Box::new(state.last.clone()));
+    Some(Record { lane: Lane::Alarm, epoch, sequence, boot, recorded, body })
+}
