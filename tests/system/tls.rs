@@ -1,6 +1,8 @@
 //! TLS to the command center, with the files that ship for its broker: who is let in, who may say what, and what a
 //! person reads when it does not work.
 
+use std::time::Instant;
+
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -180,7 +182,9 @@ impl Stage {
     }
 
     fn assert_connects(&self) {
+        let mended = Instant::now();
         self.center.wait_for_status("the gateway online", |status| status["state"] == "online");
+        eprintln!("  mended: online {:.1} s later", mended.elapsed().as_secs_f64());
         self.gateway.wait_for_metric("gardu_uplink_connected", |up| up > 0.0);
         assert_eq!(self.center.ask(json!({ "command": "alarms" }))["result"], "ok");
     }
