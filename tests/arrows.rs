@@ -83,7 +83,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
 /// A foreign crate, and who may name it: it can then be exchanged in one place.
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("rumqttc", &["wire", "source::mqtt::listener"]),
-    ("rustls", &["wire::tls", "config::tls"]),
+    ("rustls", &["wire::probe", "wire::tls", "config::tls"]),
     ("tokio_rustls", &["wire::probe", "wire::tls"]),
     ("rustls_native_certs", &["wire::tls"]),
     ("sled", &["store"]),

@@ -1,15 +1,17 @@
 //! TLS to the command center, with the files that ship for its broker: who is let in, who may say what, and what a
 //! person reads when it does not work.
 
+use std::time::Instant;
+
 use serde_json::{Value, json};
 
 use crate::support::{
     broker::{Access, Broker, CENTER, GATEWAY},
     center::Center,
-    certificates::{ALWAYS, Authority},
+    certificates::{ALWAYS, Authority, Identity, client_config},
     gateway::{Gateway, wipe},
     mqtt::{Connection, Packet, Retain, Version},
-    park::{CABINET, ID, Park, Plan, TLS_FILES},
+    park::{CABINET, CAMERAS, ID, Park, Plan, TLS_FILES},
     until,
 };
 
@@ -180,7 +182,9 @@ impl Stage {
     }
 
     fn assert_connects(&self) {
+        let mended = Instant::now();
         self.center.wait_for_status("the gateway online", |status| status["state"] == "online");
+        eprintln!("  mended: online {:.1} s later", mended.elapsed().as_secs_f64());
         self.gateway.wait_for_metric("gardu_uplink_connected", |up| up > 0.0);
         assert_eq!(self.center.ask(json!({ "command": "alarms" }))["result"], "ok");
     }
@@ -311,4 +315,53 @@ fn tls_at_the_port_of_plain_mqtt_says_so() {
     stage.configure("mqtts", stage.broker.tls_port, TLS_FILES);
     stage.gateway.start();
     stage.assert_connects();
+}
+
+/// Cameras that publish straight to the gateway, with certificates of the authority in `devices.crt`.
+fn cameras_with_certificates() -> String {
+    let keys = "client_ca_file = \"{dir}/devices.crt\"\ntls_cert_file = \"{dir}/listener.crt\"\n\
+                tls_key_file = \"{dir}/listener.key\"";
+    let listen = "listen = \"127.0.0.1:{ingest}\"";
+    CAMERAS.replace(listen, &format!("{listen}\n{keys}"))
+}
+
+#[test]
+fn cameras_publish_straight_to_the_gateway_over_tls_and_only_those_with_a_certificate() {
+    let (devices, old, new) = (Authority::new("Devices"), Authority::new("Old"), Authority::new("New"));
+    let mut park =
+        Park::furnish(&Plan { access: Access::Open, command_center: "", body: &cameras_with_certificates() });
+    let show = |park: &Park, own: &Identity| {
+        park.gateway.write("listener.crt", &own.cert);
+        park.gateway.write("listener.key", &own.key);
+    };
+    park.gateway.write("devices.crt", &devices.cert());
+    show(&park, &old.server(&["localhost"], ALWAYS));
+    park.gateway.start();
+    let camera = devices.client("cam1", ALWAYS);
+    let open = |trusts: &Authority, shows: Option<&Identity>| {
+        Connection::open_tls(park.gateway.ingest, client_config(trusts, shows), "camera")
+    };
+    let publish = |trusts: &Authority, payload: &str| -> bool {
+        let published = open(trusts, Some(&camera))
+            .and_then(|mut connection| connection.publish("cam/cam1/motion", payload.as_bytes(), Retain::No));
+        published.is_ok_and(|code| code == 0)
+    };
+    until("the listener is there", || publish(&old, "true"));
+    park.center.wait_for_transition("raised", "cam1/motion/intruder");
+    assert!(open(&old, None).is_err(), "who shows none is refused");
+    assert!(open(&old, Some(&old.client("cam1", ALWAYS))).is_err(), "who shows another's is refused");
+    assert!(Connection::open(park.gateway.ingest, Version::V5, "camera", None).is_err(), "who has no TLS is refused");
+    let log = park.gateway.log();
+    assert!(log.contains("it shows no certificate, which `client_ca_file` asks for"), "{log}");
+    // A renewed certificate counts without a restart; while it is only half there, the old one does.
+    park.gateway.write("listener.key", "");
+    until("the fault is told", || {
+        assert!(publish(&old, "true"), "the old one stays");
+        park.gateway.log().contains("the listener's new certificate files cannot be used")
+    });
+    show(&park, &new.server(&["localhost"], ALWAYS));
+    until("the new one is shown", || publish(&new, "false"));
+    park.center.wait_for_transition("cleared", "cam1/motion/intruder");
+    assert!(open(&old, Some(&camera)).is_err(), "the old one is gone");
+    park.center.assert_complete();
 }

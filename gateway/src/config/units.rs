@@ -120,6 +120,7 @@ mod tests {
             "",
             "a",
             "http://a",
+            "mqttss://a",
             "mqtt://",
             "mqtt://a:",
             "mqtt://a:0",

@@ -4,6 +4,11 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, date_time_ymd,
 };
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+};
 
 /// Who may issue certificates.
 #[derive(Debug)]
@@ -52,6 +57,24 @@ impl Authority {
         let key = KeyPair::generate().expect("a key");
         let cert = params.signed_by(&key, &self.0).expect("a certificate");
         Identity { cert: cert.pem(), key: key.serialize_pem() }
+    }
+}
+
+/// What a client needs to trust `authority` and, if it has one, to show its own certificate.
+pub(crate) fn client_config(authority: &Authority, shows: Option<&Identity>) -> ClientConfig {
+    let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).expect("a certificate");
+    let mut roots = RootCertStore::empty();
+    roots.add(der(&authority.cert())).expect("an authority");
+    let builder = ClientConfig::builder_with_provider(ring::default_provider().into())
+        .with_safe_default_protocol_versions()
+        .expect("ring has TLS 1.2 and 1.3")
+        .with_root_certificates(roots);
+    match shows {
+        None => builder.with_no_client_auth(),
+        Some(Identity { cert, key }) => {
+            let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("a key");
+            builder.with_client_auth_cert(vec![der(cert)], key).expect("a pair")
+        }
     }
 }
 

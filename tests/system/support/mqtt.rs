@@ -6,8 +6,11 @@
 use std::{
     io::{self, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
+    sync::Arc,
     time::Instant,
 };
+
+use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName};
 
 use super::{PATIENCE, pause};
 
@@ -49,10 +52,51 @@ pub(crate) struct Message {
 /// User name and password.
 pub(crate) type Login<'a> = Option<(&'a str, &'a str)>;
 
+/// TCP, or TLS over it.
+#[derive(Debug)]
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Stream {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => &stream.sock,
+        }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.write(bytes),
+            Self::Tls(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(stream) => stream.flush(),
+            Self::Tls(stream) => stream.flush(),
+        }
+    }
+}
+
 /// One connection, past its CONNACK.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Stream>,
     version: Version,
     last_id: u16,
 }
@@ -71,9 +115,24 @@ impl Connection {
         login: Login<'_>,
         session: Session,
     ) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)), PATIENCE)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        Self::begin(Stream::Plain(dial(port)?), version, client_id, login, session)
+    }
+
+    /// Connects with a clean session over TLS, to a server named `localhost`.
+    pub(crate) fn open_tls(port: u16, config: ClientConfig, client_id: &str) -> io::Result<Self> {
+        let name = ServerName::try_from("localhost").expect("a name");
+        let tls = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
+        let stream = Stream::Tls(Box::new(StreamOwned::new(tls, dial(port)?)));
+        Self::begin(stream, Version::V5, client_id, None, Session::Clean)
+    }
+
+    fn begin(
+        stream: Stream,
+        version: Version,
+        client_id: &str,
+        login: Login<'_>,
+        session: Session,
+    ) -> io::Result<Self> {
         let mut connection = Self { stream: BufReader::new(stream), version, last_id: 0 };
         let login_flags = if login.is_some() { 0xC0 } else { 0 };
         let mut body = text("MQTT");
@@ -111,7 +170,7 @@ impl Connection {
 
     /// A second handle to the socket, to shut it down from another thread.
     pub(crate) fn socket(&self) -> io::Result<TcpStream> {
-        self.stream.get_ref().try_clone()
+        self.stream.get_ref().tcp().try_clone()
     }
 
     /// Subscribes at QoS 1; the SUBACK arrives among the packets.
@@ -125,7 +184,7 @@ impl Connection {
 
     /// Waits as long as it takes for the next packet, until the connection ends.
     pub(crate) fn wait_without_limit(&self) -> io::Result<()> {
-        self.stream.get_ref().set_read_timeout(None)
+        self.stream.get_ref().tcp().set_read_timeout(None)
     }
 
     /// Publishes at QoS 1; the PUBACK of the returned id arrives among the packets.
@@ -168,7 +227,7 @@ impl Connection {
     pub(crate) fn disconnect(mut self) {
         // A broker that is gone already needs no goodbye.
         let _gone = self.send(0xE0, &[]);
-        let _gone = self.stream.get_ref().shutdown(Shutdown::Both);
+        let _gone = self.stream.get_ref().tcp().shutdown(Shutdown::Both);
     }
 
     /// The next packet; an error is the end of the connection.
@@ -225,7 +284,8 @@ impl Connection {
             }
         }
         packet.extend(body);
-        self.stream.get_mut().write_all(&packet)
+        self.stream.get_mut().write_all(&packet)?;
+        self.stream.get_mut().flush()
     }
 
     fn receive(&mut self) -> io::Result<(u8, Vec<u8>)> {
@@ -286,6 +346,13 @@ impl Publisher {
             pause();
         }
     }
+}
+
+fn dial(port: u16) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)), PATIENCE)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
 }
 
 fn text(word: &str) -> Vec<u8> {

@@ -17,11 +17,11 @@ use super::{
 use crate::{
     backoff::{Backoff, Jitter, Pace},
     clock::{Clock, Now},
-    config::{BrokerUrl, Login, MqttVersion, TlsFiles},
+    config::{BrokerUrl, Login, MqttVersion, Scheme, TlsFiles},
     pipeline::Input,
     reading::Segment,
     supervise::TaskResult,
-    wire::{Down, Event, Message, Receipt, Settings, Wire},
+    wire::{Down, Event, Message, Receipt, Settings, Wire, tls::Fingerprint},
 };
 
 /// How long the broker keeps our session and what is published meanwhile: a day covers a board that is replaced.
@@ -30,6 +30,8 @@ const SESSION_EXPIRY: Duration = Duration::from_hours(24);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A DISCONNECT takes one packet.
 const DISCONNECT_MAX: Duration = Duration::from_secs(1);
+/// While there is no connection, a technician who puts new certificate files there sees soon what comes of it.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Far above the payloads we take, so that a too large message is refused, counted and acknowledged like any other.
 const PACKET_SIZE_MAX: u32 = 16 * PAYLOAD_LEN_MAX as u32;
 /// An MQTT 3.1.1 broker may send more than our receive maximum; beyond four times that we stop reading.
@@ -111,6 +113,7 @@ impl ClientTask {
         let mut session = Session::Kept;
         let (mut attempts, mut strikes) = (0_u32, 0);
         loop {
+            let files = self.files(); // before they are used, so that a change in between is seen
             let mut up_since = None;
             let down = match self.connection(session, &mut up_since, &mut attempts).await {
                 End::Stopping => return Ok(()),
@@ -131,7 +134,7 @@ impl ClientTask {
             }
             let pace = if down.needs_person() { Pace::Slow } else { Pace::Normal };
             let up_for = up_since.map_or(Duration::ZERO, |since| self.clock.now().since(since));
-            if self.pause(backoff.after(up_for, pace, Jitter::random())).await == Handed::Stopping {
+            if self.pause(backoff.after(up_for, pace, Jitter::random()), files).await == Handed::Stopping {
                 return Ok(());
             }
         }
@@ -204,11 +207,17 @@ impl ClientTask {
         if quiet.is_empty() { Handed::Over } else { self.outlet.send(Input::Readings(quiet)).await }
     }
 
-    /// Waits before the next attempt; points go stale meanwhile.
-    async fn pause(&mut self, wait: Duration) -> Handed {
+    /// What the files of TLS hold now, if there is TLS.
+    fn files(&self) -> Option<Fingerprint> {
+        (self.settings.url.scheme == Scheme::Mqtts).then(|| Fingerprint::of(&self.settings.tls))
+    }
+
+    /// Waits before the next attempt, less long if the files of TLS change; points go stale meanwhile.
+    async fn pause(&mut self, wait: Duration, files: Option<Fingerprint>) -> Handed {
         let shutdown = self.outlet.shutdown.clone();
         let over = tokio::time::sleep(wait);
         tokio::pin!(over);
+        let mut look = tokio::time::interval(LOOK_EVERY);
         loop {
             self.outlet.beat.mark();
             let tick = tokio::time::sleep(self.intake.tick_in(self.clock.now()));
@@ -217,6 +226,7 @@ impl ClientTask {
                 () = shutdown.cancelled() => return Handed::Stopping,
                 () = &mut over => return Handed::Over,
                 () = tick => if self.tick().await == Handed::Stopping { return Handed::Stopping },
+                _ = look.tick() => if self.files() != files { return Handed::Over },
             }
         }
     }
@@ -258,11 +268,7 @@ mod tests {
             let clock = Clock::system();
             let (intake, outlet, mut inputs) = input(&clock);
             let shutdown = outlet.shutdown.clone();
-            let url = BrokerUrl {
-                scheme: crate::config::Scheme::Mqtt,
-                host: "127.0.0.1".into(),
-                port: broker.address.port(),
-            };
+            let url = BrokerUrl { scheme: Scheme::Mqtt, host: "127.0.0.1".into(), port: broker.address.port() };
             let settings =
                 Broker { url, version, login: None, tls: TlsFiles::default(), keep_alive: Duration::from_secs(60) };
             let gateway = Segment::parse("taman").expect("a name");

@@ -3,7 +3,7 @@
 //! The files are read at the start and again when they change; while new ones cannot be used, those before stay. Whoever
 //! is connected stays connected. Sessions are not resumed, so that nobody comes in by what an earlier file allowed.
 //!
-//! Memory of one connection: a record of 16 KiB each way, at most.
+//! Memory of one connection: at most three records of 16 KiB (as it comes, decrypted, unsent) beside what MQTT keeps.
 
 use std::{io, sync::Arc, time::Duration};
 

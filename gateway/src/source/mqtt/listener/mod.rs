@@ -30,7 +30,8 @@ use crate::{
     },
 };
 
-/// Connections at once: a park has tens of cameras; 256 idle ones take some 2 MiB, 256 at full load 16 MiB.
+/// Connections at once: a park has tens of cameras; 256 idle ones take some 2 MiB, 256 at full load 16 MiB, with TLS 12 MiB
+/// more.
 pub const CONNECTIONS_MAX: usize = 256;
 /// Reports of all connections that may wait for the owner; full means every connection waits, and its client with it.
 const REPORTS_MAX: usize = 64;

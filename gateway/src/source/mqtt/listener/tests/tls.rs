@@ -14,7 +14,12 @@ use tokio_rustls::TlsConnector;
 use super::*;
 use crate::{
     clock::{Clock, Now},
-    config::ListenTls,
+    config::{BrokerUrl, ListenTls, Scheme, TlsFiles},
+    reading::Segment,
+    source::mqtt::{
+        client::{Broker, ClientTask},
+        tests::input,
+    },
     wire::tls::server::{Acceptor, Refusal},
 };
 
@@ -203,4 +208,30 @@ async fn changed_files_count_for_the_next_connection_and_useless_ones_do_not() {
     assert!(matches!(owner.event().await, Event::Rejected { why: Rejected::Broken, .. }));
     comes_in(&mut owner, &new, None).await;
     assert!(dial(&owner, &old, None).await.is_err(), "the old ones are gone");
+}
+
+/// Here the listener is the broker of an input.
+#[tokio::test]
+async fn an_input_that_does_not_trust_its_broker_connects_soon_after_the_right_ca_file_is_there() {
+    let (city, clock) = (Authority::new(), Clock::manual("boot", NOW));
+    let folder = Folder::of(&city.issue("127.0.0.1", 2090), &Authority::new().pem);
+    let mut owner = listen(&folder.open_to_all(), &clock).await;
+    let (intake, outlet, _inputs) = input(&clock);
+    let shutdown = outlet.shutdown.clone();
+    let broker = Broker {
+        url: BrokerUrl { scheme: Scheme::Mqtts, host: "127.0.0.1".into(), port: owner.address.port() },
+        version: V5,
+        login: None,
+        tls: TlsFiles { ca: Some(folder.path("ca")), client: None },
+        keep_alive: Duration::from_secs(60),
+    };
+    let gateway = Segment::parse("taman").expect("a name");
+    let task = tokio::spawn(ClientTask::new(&gateway, broker, intake, outlet, clock).run());
+    assert!(matches!(refused(&mut owner).await, Refusal::Alert(_)));
+    folder.write("ca", &city.pem);
+    // Without a look at the files it would not come again before half a minute.
+    let connected = timeout(Duration::from_secs(25), owner.connected()).await.expect("it comes at once");
+    assert_eq!(&*connected.id, "gardu-taman-cctv");
+    shutdown.cancel();
+    soon(task).await.expect("no panic").expect("it ends in order");
 }
