@@ -344,11 +344,10 @@ impl Chain {
     /// Waiting records from `position` on, oldest first. One that cannot be read is passed over and named once.
     pub(super) fn read(&mut self, position: u64, records_max: usize) -> Result<Vec<Stored>, StoreError> {
         let mut found = Vec::new();
-        let mut key = sled::IVec::from(&record_key(position));
-        let mut next = self.database.after(Bound::Included(&key))?;
-        while let Some((at, value)) = next
-            && let Some(position) = record_position(&at)
-            && found.len() < records_max.min(READ_RECORDS_MAX)
+        // What is settled may still lie there until the next group.
+        let mut from = self.settled.run_from(position) + 1;
+        while found.len() < records_max.min(READ_RECORDS_MAX)
+            && let Some((position, value)) = self.record_from(from)?
         {
             if !self.settled.contains(position) && !self.unreadable.contains(&position) {
                 match envelope::decode(&value) {
@@ -356,10 +355,19 @@ impl Chain {
                     None => self.pass_over(position, value.len()),
                 }
             }
-            key = at;
-            next = self.database.after(Bound::Excluded(&key))?;
+            from = self.settled.run_from(position + 1) + 1;
         }
         Ok(found)
+    }
+
+    /// The record at a position, nearly always there, or the next one after it.
+    fn record_from(&self, position: u64) -> Result<Option<(u64, sled::IVec)>, StoreError> {
+        let key = record_key(position);
+        if let Some(value) = self.database.get(&key)? {
+            return Ok(Some((position, value)));
+        }
+        let next = self.database.after(Bound::Excluded(&key))?;
+        Ok(next.and_then(|(at, value)| Some((record_position(&at)?, value))))
     }
 
     fn pass_over(&mut self, position: u64, size: usize) {
@@ -369,10 +377,14 @@ impl Chain {
         self.waiting.bytes -= size as u64;
     }
 
-    /// State of one alarm.
-    pub(super) fn alarm(&self, id: &AlarmId) -> Result<Option<AlarmState>, StoreError> {
-        let value = self.database.get(&layout::named(layout::prefix::ALARM, id.as_str()))?;
-        Ok(value.and_then(|value| parse(&value)))
+    /// State of these alarms, without those that have none.
+    pub(super) fn alarms_of(&self, ids: &[AlarmId]) -> Result<Vec<AlarmState>, StoreError> {
+        let mut found = Vec::new();
+        for id in ids {
+            let value = self.database.get(&layout::named(layout::prefix::ALARM, id.as_str()))?;
+            found.extend(value.and_then(|value| parse(&value)));
+        }
+        Ok(found)
     }
 
     /// State of every alarm.

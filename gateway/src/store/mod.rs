@@ -302,9 +302,9 @@ impl Store {
         self.lines(lane).jobs.send(Job::Confirm(positions), size).await
     }
 
-    /// State of one alarm.
-    pub async fn alarm(&self, id: AlarmId) -> Result<Option<AlarmState>, StoreError> {
-        self.alarm.jobs.ask(|answer| Job::Alarm(id, answer), 0).await
+    /// State of these alarms, without those that have none.
+    pub async fn alarms_of(&self, ids: Vec<AlarmId>) -> Result<Vec<AlarmState>, StoreError> {
+        self.alarm.jobs.ask(|answer| Job::AlarmsOf(ids, answer), 0).await
     }
 
     /// State of every alarm kept.

@@ -6,7 +6,7 @@
 //!
 //! Rules: alarms first, and a quarter of the window is theirs alone; of telemetry live before backlog, every fourth
 //! record from the backlog; never more telemetry in flight than the link carries in a second, so that an alarm never
-//! waits longer than that behind it. A lane the broker refuses pauses and is probed with its oldest record.
+//! waits longer than that behind it, and of alarms more than a few only as far as the link carries them in time. A lane the broker refuses pauses and is probed with its oldest record.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -26,6 +26,13 @@ use crate::{
 pub const VERDICT_DEADLINE: Duration = Duration::from_secs(30);
 /// Longest wait for a receipt after the PUBACK; then the record is sent again.
 pub const RECEIPT_DEADLINE: Duration = Duration::from_secs(60);
+/// Alarm-lane records in flight whatever the link: at GPRS speed the last of them is confirmed after 16 s.
+const ALARMS_ANYWAY: usize = 64;
+/// Beyond those only what the link carries in so many seconds, well below [`VERDICT_DEADLINE`].
+const ALARMS_S: u64 = 10;
+/// Records of a queue read before there is room for them, a half at a time: what goes out while the store reads the other
+/// half, on a busy machine too.
+const READ_AHEAD: usize = 256;
 /// So often a record is sent before the broker's "invalid" is believed.
 const INVALID_TRIES: u32 = 3;
 /// Records set aside that wait for their loss to be declared; beyond it their lane pauses.
@@ -115,24 +122,20 @@ pub enum Outcome {
     Kept,
 }
 
+/// A record handed out.
 #[derive(Debug)]
-struct Entry {
+struct Out {
     stored: Stored,
-    state: Flight,
+    since: Now,
+    flight: Flight,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flight {
-    Waiting,
     /// Published; so many bytes, its own included, were in flight then.
-    Sent {
-        since: Now,
-        bytes: usize,
-    },
+    Sent { bytes: usize },
     /// PUBACK came; the receipt is still out.
-    Unreceipted {
-        since: Now,
-    },
+    Unreceipted,
 }
 
 /// What is remembered of a record while it is not confirmed, through lost connections. Bounded by the window.
@@ -144,19 +147,34 @@ struct Past {
 
 #[derive(Debug, Default)]
 struct Line {
-    /// Held records by position.
-    held: BTreeMap<u64, Entry>,
+    /// Read and not handed out, by position.
+    waiting: BTreeMap<u64, Stored>,
+    /// Handed out and not confirmed, by position.
+    out: BTreeMap<u64, Out>,
+    /// Bytes of what is published and has no verdict.
+    bytes: usize,
     /// Next position to read from the store.
     cursor: u64,
 }
 
 impl Line {
-    fn count(&self, wanted: impl Fn(Flight) -> bool) -> usize {
-        self.held.values().filter(|entry| wanted(entry.state)).count()
+    fn first_waiting(&self) -> Option<u64> {
+        self.waiting.first_key_value().map(|(position, _)| *position)
     }
 
-    fn first_waiting(&self) -> Option<u64> {
-        self.held.iter().find(|(_, entry)| entry.state == Flight::Waiting).map(|(position, _)| *position)
+    /// Takes one out of flight.
+    fn land(&mut self, position: u64) -> Option<Stored> {
+        let Out { stored, flight, .. } = self.out.remove(&position)?;
+        if let Flight::Sent { .. } = flight {
+            self.bytes -= stored.size;
+        }
+        Some(stored)
+    }
+
+    fn put_back(&mut self, position: u64) {
+        if let Some(stored) = self.land(position) {
+            self.waiting.insert(position, stored);
+        }
     }
 }
 
@@ -220,7 +238,7 @@ impl Delivery {
         self.window = 0;
         self.tokens.clear();
         for line in &mut self.lines {
-            line.held.clear();
+            *line = Line { cursor: line.cursor, ..Line::default() };
         }
         if self.past.len() > PAST_MAX {
             self.past.clear();
@@ -231,7 +249,7 @@ impl Delivery {
     fn rewind(&mut self) {
         for queue in Queue::ALL {
             let line = &mut self.lines[queue.index()];
-            line.held.retain(|_, entry| entry.state != Flight::Waiting);
+            line.waiting.clear();
             line.cursor = if queue == Queue::Live { self.live_from } else { 0 };
         }
     }
@@ -249,14 +267,19 @@ impl Delivery {
     pub fn wants(&self, queue: Queue, next_position: u64) -> Option<Want> {
         let line = &self.lines[queue.index()];
         let end = if queue == Queue::Backlog { self.live_from.min(next_position) } else { next_position };
-        let records_max = self.window.saturating_sub(line.count(|state| state == Flight::Waiting));
-        // Asked for in halves of the window, not one by one.
-        let low = records_max * 2 >= self.window && records_max > 0;
+        let ahead = self.window.min(READ_AHEAD);
+        let records_max = ahead.saturating_sub(line.waiting.len());
+        // Asked for in halves, not one by one.
+        let low = records_max * 2 >= ahead && records_max > 0;
         (low && line.cursor < end).then_some(Want { queue, from: line.cursor, records_max })
     }
 
-    /// The store's answer to `want`: all it has from there, or as many as were wanted.
+    /// The store's answer to `want`: all it has from there, or as many as were wanted. One to a question from before the
+    /// queue began again is dropped.
     pub fn offer(&mut self, want: Want, records: Vec<Stored>, next_position: u64) {
+        if want.from != self.lines[want.queue.index()].cursor {
+            return;
+        }
         let end = if want.queue == Queue::Backlog { self.live_from } else { u64::MAX };
         let complete = records.len() < want.records_max;
         let line = &mut self.lines[want.queue.index()];
@@ -269,15 +292,17 @@ impl Delivery {
         for stored in records.into_iter().filter(|stored| stored.position < end) {
             let key = (want.queue.lane(), stored.position);
             let held_back = self.hold == Hold::AllButCritical && !is_critical(&stored);
-            if !held_back && !self.aside.contains(&key) {
-                line.held.entry(stored.position).or_insert(Entry { stored, state: Flight::Waiting });
+            if !held_back && !self.aside.contains(&key) && !line.out.contains_key(&stored.position) {
+                line.waiting.insert(stored.position, stored);
             }
         }
     }
 
     /// The next alarm-lane record to publish under `token`, if one may go now.
     pub fn next_alarm(&mut self, token: Token, now: Now) -> Option<Handed<'_>> {
-        if self.in_flight() >= self.window || !self.may_send(Lane::Alarm, now) {
+        let carried = self.bytes_in_flight() as u64 <= self.goodput.saturating_mul(ALARMS_S);
+        let room = self.in_flight() < if carried { self.window } else { self.window.min(ALARMS_ANYWAY) };
+        if !room || !self.may_send(Lane::Alarm, now) {
             return None;
         }
         let position = self.lines[Queue::Alarms.index()].first_waiting()?;
@@ -296,8 +321,8 @@ impl Delivery {
         let probing = self.pauses.contains_key(&Lane::Telemetry);
         let backlogs_turn = probing || self.since_backlog + 1 >= BACKLOG_EVERY;
         let (queue, position) = if backlogs_turn { backlog.or(live) } else { live.or(backlog) }?;
-        let bytes = self.lines[queue.index()].held[&position].stored.size;
-        let in_front = self.bytes_in_flight(Lane::Telemetry);
+        let bytes = self.lines[queue.index()].waiting[&position].size;
+        let in_front: usize = [Queue::Live, Queue::Backlog].map(|queue| self.lines[queue.index()].bytes).iter().sum();
         if in_front > 0 && (in_front + bytes) as u64 > self.goodput {
             return None;
         }
@@ -316,16 +341,19 @@ impl Delivery {
         }
         let past = self.past.entry((queue.lane(), position)).or_insert(Past { first_sent: now, invalid: 0 });
         let first_sent = past.first_sent;
-        let in_front: usize = Lane::ALL.into_iter().map(|lane| self.bytes_in_flight(lane)).sum();
-        let entry = self.lines[queue.index()].held.get_mut(&position).expect("the position was just found");
-        entry.state = Flight::Sent { since: now, bytes: in_front + entry.stored.size };
-        Handed { stored: &entry.stored, first_sent }
+        let in_front = self.bytes_in_flight();
+        let line = &mut self.lines[queue.index()];
+        let stored = line.waiting.remove(&position).expect("the position was just found");
+        line.bytes += stored.size;
+        let flight = Flight::Sent { bytes: in_front + stored.size };
+        let out = line.out.entry(position).insert_entry(Out { stored, since: now, flight });
+        Handed { stored: &out.into_mut().stored, first_sent }
     }
 
     /// The wire did not take it after all.
     pub fn not_sent(&mut self, token: Token) {
         if let Some((queue, position)) = self.tokens.remove(&token) {
-            self.put_back(queue, position);
+            self.lines[queue.index()].put_back(position);
             if let Some(pause) = self.pauses.get_mut(&queue.lane()) {
                 pause.probe = None;
             }
@@ -354,7 +382,7 @@ impl Delivery {
         } else if matches!(verdict, Verdict::Invalid(_)) {
             self.invalid(queue, position, now)
         } else {
-            self.put_back(queue, position);
+            self.lines[queue.index()].put_back(position);
             self.pause(lane, probe, now)
         };
         Some(outcome)
@@ -362,12 +390,15 @@ impl Delivery {
 
     fn accepted(&mut self, queue: Queue, position: u64, now: Now) -> Outcome {
         let line = &mut self.lines[queue.index()];
-        let Some(entry) = line.held.get_mut(&position) else { return Outcome::Kept };
-        if let Flight::Sent { since, bytes } = entry.state {
-            self.goodput = goodput(self.goodput, bytes, now.since(since));
+        let Some(out) = line.out.get_mut(&position) else { return Outcome::Kept };
+        if let Flight::Sent { bytes } = out.flight {
+            self.goodput = goodput(self.goodput, bytes, now.since(out.since));
         }
         if self.confirmation == DeliveredWhen::Receipt {
-            entry.state = Flight::Unreceipted { since: now };
+            if let Flight::Sent { .. } = std::mem::replace(&mut out.flight, Flight::Unreceipted) {
+                line.bytes -= out.stored.size;
+            }
+            out.since = now;
             return Outcome::Kept;
         }
         self.delivered(queue, position)
@@ -375,10 +406,8 @@ impl Delivery {
 
     fn delivered(&mut self, queue: Queue, position: u64) -> Outcome {
         self.past.remove(&(queue.lane(), position));
-        match self.lines[queue.index()].held.remove(&position) {
-            Some(entry) => Outcome::Delivered(Box::new(entry.stored)),
-            None => Outcome::Kept,
-        }
+        let landed = self.lines[queue.index()].land(position);
+        landed.map_or(Outcome::Kept, |stored| Outcome::Delivered(Box::new(stored)))
     }
 
     fn invalid(&mut self, queue: Queue, position: u64, now: Now) -> Outcome {
@@ -388,25 +417,17 @@ impl Delivery {
             past.invalid
         });
         if tries >= INVALID_TRIES && self.aside.len() >= ASIDE_MAX {
-            self.put_back(queue, position);
+            self.lines[queue.index()].put_back(position);
             return self.pause(queue.lane(), false, now);
         }
         if tries < INVALID_TRIES {
-            self.put_back(queue, position);
+            self.lines[queue.index()].put_back(position);
             return Outcome::Kept;
         }
         self.aside.insert(key);
         self.past.remove(&key);
-        match self.lines[queue.index()].held.remove(&position) {
-            Some(entry) => Outcome::SetAside(Box::new(entry.stored)),
-            None => Outcome::Kept,
-        }
-    }
-
-    fn put_back(&mut self, queue: Queue, position: u64) {
-        if let Some(entry) = self.lines[queue.index()].held.get_mut(&position) {
-            entry.state = Flight::Waiting;
-        }
+        let landed = self.lines[queue.index()].land(position);
+        landed.map_or(Outcome::Kept, |stored| Outcome::SetAside(Box::new(stored)))
     }
 
     /// Begins a pause, or makes it longer if its probe was refused. Refusals of what was already out change nothing.
@@ -424,9 +445,8 @@ impl Delivery {
     /// The command center has stored the record of this id. `None` if it is not in flight.
     pub fn receipt(&mut self, id: &str) -> Option<Outcome> {
         let found = Queue::ALL.into_iter().find_map(|queue| {
-            let held = self.lines[queue.index()].held.iter();
-            let mut sent = held.filter(|(_, entry)| entry.state != Flight::Waiting);
-            sent.find(|(_, entry)| entry.stored.record.id() == id).map(|(position, _)| (queue, *position))
+            let mut out = self.lines[queue.index()].out.iter();
+            out.find(|(_, out)| out.stored.record.id() == id).map(|(position, _)| (queue, *position))
         });
         let (queue, position) = found.filter(|_| self.confirmation == DeliveredWhen::Receipt)?;
         Some(self.delivered(queue, position))
@@ -442,12 +462,15 @@ impl Delivery {
     #[must_use]
     pub fn overdue(&mut self, now: Now) -> bool {
         let mut overdue = false;
-        for entry in self.lines.iter_mut().flat_map(|line| line.held.values_mut()) {
-            match entry.state {
-                Flight::Sent { since, .. } => overdue |= now.since(since) > VERDICT_DEADLINE,
-                Flight::Unreceipted { since } if now.since(since) > RECEIPT_DEADLINE => entry.state = Flight::Waiting,
-                Flight::Unreceipted { .. } | Flight::Waiting => {}
-            }
+        for line in &mut self.lines {
+            let late = line.out.extract_if(.., |_, out| match out.flight {
+                Flight::Sent { .. } => {
+                    overdue |= now.since(out.since) > VERDICT_DEADLINE;
+                    false
+                }
+                Flight::Unreceipted => now.since(out.since) > RECEIPT_DEADLINE,
+            });
+            line.waiting.extend(late.map(|(position, out)| (position, out.stored)));
         }
         overdue
     }
@@ -460,14 +483,12 @@ impl Delivery {
 
     fn lane_in_flight(&self, lane: Lane) -> usize {
         let queues = Queue::ALL.into_iter().filter(|queue| queue.lane() == lane);
-        queues.map(|queue| self.lines[queue.index()].count(|state| state != Flight::Waiting)).sum()
+        queues.map(|queue| self.lines[queue.index()].out.len()).sum()
     }
 
-    /// Bytes of a lane that have left and may still be on their way.
-    fn bytes_in_flight(&self, lane: Lane) -> usize {
-        let queues = Queue::ALL.into_iter().filter(|queue| queue.lane() == lane);
-        let held = queues.flat_map(|queue| self.lines[queue.index()].held.values());
-        held.filter(|entry| matches!(entry.state, Flight::Sent { .. })).map(|entry| entry.stored.size).sum()
+    /// Bytes that have left and may still be on their way.
+    fn bytes_in_flight(&self) -> usize {
+        self.lines.iter().map(|line| line.bytes).sum()
     }
 }
 

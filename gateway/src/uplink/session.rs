@@ -41,9 +41,9 @@ use crate::{
     wire::{Down, Retain, Settings, Will, Wire},
 };
 
-/// Publishes that may be unconfirmed: enough for a mobile link's round trip, few enough that a lost connection repeats
-/// little.
-const WINDOW: u16 = 64;
+/// Publishes that may be unconfirmed, and so what a lost connection repeats at most. At a round trip of 100 ms it lets
+/// 2,500 events a second pass: a backlog of 30,000 is gone in 12 s. Slow links do not fill it (`delivery`).
+const WINDOW: u16 = 256;
 /// Messages to us that may be unacknowledged: commands and the read-back.
 const RECEIVE_MAXIMUM: u16 = 64;
 /// A command is at most 32 KiB; this leaves room for its topic and properties.

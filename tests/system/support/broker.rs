@@ -134,8 +134,13 @@ impl Broker {
 
     /// Starts it again and waits until it answers.
     pub(crate) fn restart(&mut self) {
-        self.child = launch(self.dir.path());
+        self.launch();
         self.wait_until_it_answers();
+    }
+
+    /// Starts it again and waits for nothing.
+    pub(crate) fn launch(&mut self) {
+        self.child = launch(self.dir.path());
     }
 
     /// Gives it another certificate and starts it again.

@@ -13,6 +13,7 @@ pub(crate) mod park;
 pub(crate) mod plc;
 pub(crate) mod proxy;
 pub(crate) mod serial;
+pub(crate) mod toml;
 
 use std::{
     net::TcpListener,

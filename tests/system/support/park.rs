@@ -14,6 +14,7 @@ use super::{
     mqtt::{Publisher, Version},
     pause,
     plc::Plc,
+    toml,
 };
 
 /// The gateway's id in every test.
@@ -263,13 +264,12 @@ ack_required = false
 /// Meters on one bus, each with `count` input registers whose every change is telemetry: `meter1/p0` and so on. Registers
 /// stand in groups of ten with holes between them, as meters have them.
 pub(crate) fn meters(poll: &str, count: u16, devices: u8) -> String {
-    let mut toml = String::from("[[modbus]]\nname = \"meters\"\nurl = \"tcp://127.0.0.1:{plc}\"\n");
+    let mut toml = toml::bus("meters");
     for unit in 1..=devices {
-        toml.push_str(&format!("\n[[modbus.device]]\nname = \"meter{unit}\"\nunit = {unit}\npoll = \"{poll}\"\n"));
+        toml += &toml::device(&format!("meter{unit}"), unit, poll);
         for n in 0..count {
-            let address = meter_address(n);
-            toml.push_str(&format!("[[modbus.device.point]]\nname = \"p{n}\"\nregister = \"input:{address}\"\n"));
-            toml.push_str("type = \"u16\"\nreport = \"change\"\n");
+            toml += &toml::point(&format!("p{n}"), &format!("input:{}", meter_address(n)));
+            toml += "type = \"u16\"\nreport = \"change\"\n";
         }
     }
     toml

@@ -177,10 +177,11 @@ async fn what_a_commit_wrote_is_there_after_a_clean_stop_and_after_a_kill() {
         assert_eq!(rig.waiting(Lane::Alarm).await, alarm);
         assert_eq!(sequences(&rig.waiting(Lane::Telemetry).await), [1, 2, 3]);
         let id = alarms[0].last.alarm.clone();
-        assert_eq!(rig.store.alarm(id.clone()).await, Ok(Some(alarms[0].clone())));
+        assert_eq!(rig.store.alarms_of(vec![id.clone()]).await, Ok(vec![alarms[0].clone()]));
         let forgotten = Commit { forgotten_alarms: vec![id.clone()], ..Commit::default() };
         rig.store.commit(forgotten).await.expect("commits");
-        assert_eq!((rig.store.alarm(id).await, rig.store.alarms().await), (Ok(None), Ok(vec![alarms[1].clone()])));
+        let (of, all) = (rig.store.alarms_of(vec![id]).await, rig.store.alarms().await);
+        assert_eq!((of, all), (Ok(Vec::new()), Ok(vec![alarms[1].clone()])));
         assert_eq!(rig.store.next_session().await, Ok(3));
         rig.close();
     }

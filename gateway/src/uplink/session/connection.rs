@@ -23,13 +23,14 @@ use self::status::StatusKey;
 pub(super) use self::status::{standing, status};
 use super::{UplinkTask, certificates::Certificates, own_alarms::OwnAlarms, route::Route};
 use crate::{
+    alarm::{AlarmId, AlarmState},
     clock::{Boots, Now},
     command::Answer,
     config::BrokerUrl,
     record::Lane,
     store::{Head, StoreError, Stored},
     uplink::{
-        delivery::{Delivery, Hold, VERDICT_DEADLINE},
+        delivery::{Delivery, Hold, Queue, VERDICT_DEADLINE, Want},
         message::{Message, OfflineReason},
         readback::ReadBack,
     },
@@ -172,6 +173,17 @@ enum Done {
         durable: bool,
     },
     RolledBack,
+    /// What [`Delivery::wants`] asked for.
+    Read {
+        want: Want,
+        records: Vec<Stored>,
+        next_position: u64,
+    },
+    /// The present states of alarms whose events have arrived.
+    Followed {
+        newest: BTreeMap<AlarmId, Stored>,
+        present: Vec<AlarmState>,
+    },
     /// The first earlier broker that answers, if any does.
     LookedBack(Option<usize>),
     /// Whether a connection with the changed certificate files would do.
@@ -218,6 +230,13 @@ pub(super) struct Connection<'a> {
     refused_again_at_ms: Option<u64>,
     /// Retained alarms to publish, by topic: the latest wins. Bounded by the alarms there are.
     states: BTreeMap<String, Publish>,
+    /// The last event of each alarm that has arrived, and whose retained topic is still to follow. Bounded by the alarms
+    /// there are.
+    to_follow: BTreeMap<AlarmId, Stored>,
+    /// Whether the store is being asked for the present states of some.
+    following: bool,
+    /// Queues for which the store is being read.
+    reading: Vec<Queue>,
     sent_at: HashMap<Token, (Lane, Now)>,
     delivered: Vec<Stored>,
     aside: Vec<Stored>,
@@ -274,6 +293,9 @@ impl<'a> Connection<'a> {
             refused: BTreeMap::new(),
             refused_again_at_ms: None,
             states: BTreeMap::new(),
+            to_follow: BTreeMap::new(),
+            following: false,
+            reading: Vec::new(),
             sent_at: HashMap::new(),
             delivered: Vec::new(),
             aside: Vec::new(),
@@ -296,9 +318,10 @@ impl<'a> Connection<'a> {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let mut wake = self.select(&mut tick).await;
+            let now = self.task.clock.now();
             // What the wire already has goes with it, so that one group of confirmations is one write.
             for _ in 0..EVENTS_AT_ONCE {
-                if let Some(end) = self.apply(wake) {
+                if let Some(end) = self.apply(wake, now) {
                     self.settle().await?;
                     return Ok(end);
                 }
@@ -310,7 +333,7 @@ impl<'a> Connection<'a> {
                     }
                 }
             }
-            if let Some(end) = self.apply(wake) {
+            if let Some(end) = self.apply(wake, now) {
                 self.settle().await?;
                 return Ok(end);
             }
@@ -339,12 +362,12 @@ impl<'a> Connection<'a> {
         }
     }
 
-    fn apply(&mut self, wake: Wake) -> Option<End> {
+    fn apply(&mut self, wake: Wake, now: Now) -> Option<End> {
         match wake {
             Wake::Wire(Event::Up(limits)) => self.up(limits),
             Wake::Wire(Event::Subscribed(granted)) => self.subscribed(&granted),
             Wake::Wire(Event::Message(message)) => self.message(message),
-            Wake::Wire(Event::Confirmed { token, verdict }) => self.confirmed(token, verdict),
+            Wake::Wire(Event::Confirmed { token, verdict }) => self.confirmed(token, verdict, now),
             Wake::Wire(Event::Down(down)) => return Some(self.down(down)),
             Wake::Records => {}
             Wake::Done(done) => self.done(done),
@@ -372,6 +395,11 @@ impl<'a> Connection<'a> {
             Done::Declared { lane, position, durable: false } => self.delivery.forget(lane, position),
             Done::RolledBack if self.phase == Phase::RollingBack => self.phase = Phase::Beginning,
             Done::RolledBack => {}
+            Done::Read { want, records, next_position } => {
+                self.reading.retain(|queue| *queue != want.queue);
+                self.delivery.offer(want, records, next_position);
+            }
+            Done::Followed { newest, present } => self.followed(newest, present),
             Done::LookedBack(found) => self.looked_back(found),
             Done::LookedAtCertificates(outcome) => self.looked_at_certificates(outcome),
         }

@@ -9,7 +9,7 @@ use super::{Connection, Done, Phase, SCAN_PAGE, SIDE_SLOTS, Side, index, publish
 use crate::{
     alarm::{AlarmState, Told},
     pipeline::Input,
-    record::{Body, Epoch, Lane, Record},
+    record::{Body, Epoch, Lane, LaneStatus, Record},
     status::Link,
     store::{Head, StoreError},
     uplink::{
@@ -149,17 +149,27 @@ async fn unconfirmed(
     head: &Head,
     alarms: &[AlarmState],
 ) -> Result<HashSet<(Epoch, u64)>, StoreError> {
-    let open = |id: &(Epoch, u64)| id.0 != head.status.epoch || id.1 > head.status.settled;
+    let LaneStatus { epoch, next, settled } = &head.status;
+    let base = head.next_position - next;
     let numbered = alarms.iter().filter_map(|state| state.told.as_ref().map(number));
-    let asked: HashSet<(Epoch, u64)> = numbered.filter(open).collect();
-    let (mut found, mut from) = (HashSet::new(), 0);
-    while found.len() < asked.len() && from < head.next_position {
+    let (present, asked): (HashSet<_>, HashSet<_>) = numbered.partition(|(of, _)| of == epoch);
+    let mut found = HashSet::new();
+    for id in present.into_iter().filter(|(_, sequence)| sequence > settled) {
+        let waits = task.store.read(Lane::Alarm, base + id.1, 1).await?;
+        found.extend(waits.iter().any(|stored| stored.position == base + id.1).then_some(id));
+    }
+    // Where numbers of older epochs lie is not known; all of them lie before the present ones.
+    let (mut missing, mut from) = (asked.len(), 0);
+    while missing > 0 && from <= base {
         let page = task.store.read(Lane::Alarm, from, SCAN_PAGE).await?;
         let Some(last) = page.last() else { break };
         from = last.position + 1;
         task.beat.mark();
         let ids = page.into_iter().map(|stored| (stored.record.epoch, stored.record.sequence));
-        found.extend(ids.filter(|id| asked.contains(id)));
+        for id in ids.filter(|id| asked.contains(id)) {
+            missing -= 1;
+            found.insert(id);
+        }
     }
     Ok(found)
 }

@@ -109,8 +109,7 @@ impl Connection<'_> {
         self.sides.push_front((Side::Reply(receipt), reply));
     }
 
-    pub(super) fn confirmed(&mut self, token: Token, verdict: Verdict) {
-        let now = self.task.clock.now();
+    pub(super) fn confirmed(&mut self, token: Token, verdict: Verdict, now: Now) {
         if let Some(sent) = self.side_tokens.remove(&token) {
             return self.side_confirmed(sent.what, verdict, now);
         }

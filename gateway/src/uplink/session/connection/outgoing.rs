@@ -1,9 +1,12 @@
 //! What a connection does after each event: tell the store what arrived, and publish what may go.
 
+use std::collections::BTreeMap;
+
 use tokio::sync::oneshot;
 
 use super::{Connection, Done, Phase, REFUSED_AGAIN_MS, Side, SideSent, SideWaits, index, publish};
 use crate::{
+    alarm::{AlarmId, AlarmState},
     clock::Now,
     pipeline::Input,
     record::{Body, Lane, Record, Refused},
@@ -30,9 +33,7 @@ impl Connection<'_> {
         for (lane, position) in std::mem::take(&mut self.declared) {
             self.delivery.forget(lane, position);
         }
-        for stored in &delivered {
-            self.arrived(&stored.record).await?;
-        }
+        self.arrived(delivered);
         for stored in std::mem::take(&mut self.aside) {
             self.declare(&stored);
         }
@@ -45,20 +46,53 @@ impl Connection<'_> {
         Ok(())
     }
 
-    /// The retained topic of an alarm follows its event, if nothing newer has happened to it since.
-    async fn arrived(&mut self, record: &Record) -> Result<(), StoreError> {
+    /// Counts what has arrived, and remembers which retained topics follow from it.
+    fn arrived(&mut self, delivered: Vec<Stored>) {
         let now = self.task.clock.now();
-        if record.boot == *self.task.clock.boot() {
-            let field = field_time(record);
-            let seconds = now.since(field).as_secs_f64();
-            self.task.metrics.end_to_end_seconds.with_label_values(&[record.lane.as_str()]).observe(seconds);
+        for stored in delivered {
+            let record = &stored.record;
+            if record.boot == *self.task.clock.boot() {
+                let seconds = now.since(field_time(record)).as_secs_f64();
+                self.task.metrics.end_to_end_seconds.with_label_values(&[record.lane.as_str()]).observe(seconds);
+            }
+            if let Body::Alarm(transition) = &record.body
+                && self.to_follow.get(&transition.alarm).is_none_or(|older| older.position < stored.position)
+            {
+                self.to_follow.insert(transition.alarm.clone(), stored);
+            }
         }
-        let Body::Alarm(transition) = &record.body else { return Ok(()) };
-        let present = self.task.store.alarm(transition.alarm.clone()).await?;
-        if present.is_none_or(|state| state.last == **transition) {
-            self.queue_state(record, now);
+        self.follow();
+    }
+
+    /// The retained topics of alarms follow their events, where nothing newer has happened since. One question at a time:
+    /// an older answer must not come after a newer one.
+    fn follow(&mut self) {
+        if self.following || self.to_follow.is_empty() {
+            return;
         }
-        Ok(())
+        self.following = true;
+        let (store, newest) = (self.task.store.clone(), std::mem::take(&mut self.to_follow));
+        self.pending.push(Box::pin(async move {
+            let present = store.alarms_of(newest.keys().cloned().collect()).await;
+            // A store that cannot answer ends the daemon by itself.
+            Done::Followed { newest, present: present.unwrap_or_default() }
+        }));
+    }
+
+    pub(super) fn followed(&mut self, mut newest: BTreeMap<AlarmId, Stored>, present: Vec<AlarmState>) {
+        self.following = false;
+        for state in present {
+            let alarm = &state.last.alarm;
+            let is_present = |stored: &Stored| matches!(&stored.record.body, Body::Alarm(of) if **of == state.last);
+            if newest.get(alarm).is_some_and(|stored| !is_present(stored)) {
+                newest.remove(alarm);
+            }
+        }
+        let now = self.task.clock.now();
+        for stored in newest.values() {
+            self.queue_state(&stored.record, now);
+        }
+        self.follow();
     }
 
     pub(super) fn queue_state(&mut self, record: &Record, now: Now) {
@@ -96,10 +130,11 @@ impl Connection<'_> {
         if !delivering {
             return Ok(());
         }
+        let now = self.task.clock.now();
         loop {
-            self.feed().await?;
+            self.feed();
             let mut sent = false;
-            while self.send(Lane::Alarm) {
+            while self.send(Lane::Alarm, now) {
                 sent = true;
             }
             while self.wire.has_room()
@@ -107,7 +142,7 @@ impl Connection<'_> {
             {
                 self.publish_side(Side::Retained, state);
             }
-            while self.send(Lane::Telemetry) {
+            while self.send(Lane::Telemetry, now) {
                 sent = true;
             }
             if !sent {
@@ -158,23 +193,30 @@ impl Connection<'_> {
         }
     }
 
-    async fn feed(&mut self) -> Result<(), StoreError> {
+    /// Asks the store for what will be sent next, while what is there already goes out.
+    fn feed(&mut self) {
         for queue in Queue::ALL {
-            let next = self.heads[index(queue.lane())].borrow().next_position;
-            if let Some(want) = self.delivery.wants(queue, next) {
-                let records = self.task.store.read(queue.lane(), want.from, want.records_max).await?;
-                self.delivery.offer(want, records, next);
+            let next_position = self.heads[index(queue.lane())].borrow().next_position;
+            if !self.reading.contains(&queue)
+                && let Some(want) = self.delivery.wants(queue, next_position)
+            {
+                self.reading.push(queue);
+                let store = self.task.store.clone();
+                self.pending.push(Box::pin(async move {
+                    let records = store.read(queue.lane(), want.from, want.records_max).await;
+                    // A store that cannot answer ends the daemon by itself.
+                    Done::Read { want, records: records.unwrap_or_default(), next_position }
+                }));
             }
         }
-        Ok(())
     }
 
-    fn send(&mut self, lane: Lane) -> bool {
+    fn send(&mut self, lane: Lane, now: Now) -> bool {
         if !self.wire.has_room() {
             return false;
         }
         self.last_token += 1;
-        let (token, now) = (self.last_token, self.task.clock.now());
+        let token = self.last_token;
         let handed = match lane {
             Lane::Alarm => self.delivery.next_alarm(token, now),
             Lane::Telemetry => self.delivery.next_telemetry(token, now),
