@@ -25,8 +25,11 @@ use std::{fs, time::Duration};
 
 use self::{support::gateway::BINARY, table::Table};
 
-/// Each fills its rows.
-const MEASUREMENTS: [(&str, fn(&mut Table)); 6] = [
+/// Fills its rows.
+type Measure = fn(&mut Table);
+
+/// By the names that may be given as arguments.
+const MEASUREMENTS: [(&str, Measure); 6] = [
     ("latency", latency::measure),
     ("load", load::measure),
     ("drain", drain::measure),

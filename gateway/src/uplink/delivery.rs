@@ -6,7 +6,8 @@
 //!
 //! Rules: alarms first, and a quarter of the window is theirs alone; of telemetry live before backlog, every fourth
 //! record from the backlog; never more telemetry in flight than the link carries in a second, so that an alarm never
-//! waits longer than that behind it, and of alarms more than a few only as far as the link carries them in time. A lane the broker refuses pauses and is probed with its oldest record.
+//! waits longer than that behind it, and of alarms more than a few only as far as the link carries them in time. A lane
+//! the broker refuses pauses and is probed with its oldest record.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -22,13 +23,17 @@ use crate::{
     wire::{Token, Verdict},
 };
 
-/// Longest wait for the verdict on a publish; then the path is dead, whatever TCP says. NAT gateways drop silently.
-pub const VERDICT_DEADLINE: Duration = Duration::from_secs(30);
+/// Longest wait for a verdict while there is a publish without one; then the path is dead, whatever TCP says: NAT gateways
+/// drop silently. A link that is only slow goes on answering, each verdict later than the one before.
+const VERDICT_DEADLINE: Duration = Duration::from_secs(30);
+/// Longest wait for the verdict on one publish while others have theirs: the broker has forgotten it, for verdicts come in
+/// the order of publishes (MQTT 5.0 §4.6).
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(300);
 /// Longest wait for a receipt after the PUBACK; then the record is sent again.
 pub const RECEIPT_DEADLINE: Duration = Duration::from_secs(60);
 /// Alarm-lane records in flight whatever the link: at GPRS speed the last of them is confirmed after 16 s.
 const ALARMS_ANYWAY: usize = 64;
-/// Beyond those only what the link carries in so many seconds, well below [`VERDICT_DEADLINE`].
+/// Beyond those only what the link carries in so many seconds, well below [`VERDICT_DEADLINE`]: a link that dies then repeats little.
 const ALARMS_S: u64 = 10;
 /// Records of a queue read before there is room for them, a half at a time: what goes out while the store reads the other
 /// half, on a busy machine too.
@@ -457,22 +462,23 @@ impl Delivery {
         self.aside.remove(&(lane, position));
     }
 
-    /// Sends again what got no receipt in time. True if a publish has had no verdict for [`VERDICT_DEADLINE`]: then the
-    /// connection is to be given up.
-    #[must_use]
-    pub fn overdue(&mut self, now: Now) -> bool {
-        let mut overdue = false;
+    /// Sends again what got no receipt in time.
+    pub fn resend_unreceipted(&mut self, now: Now) {
         for line in &mut self.lines {
             let late = line.out.extract_if(.., |_, out| match out.flight {
-                Flight::Sent { .. } => {
-                    overdue |= now.since(out.since) > VERDICT_DEADLINE;
-                    false
-                }
+                Flight::Sent { .. } => false,
                 Flight::Unreceipted => now.since(out.since) > RECEIPT_DEADLINE,
             });
             line.waiting.extend(late.map(|(position, out)| (position, out.stored)));
         }
-        overdue
+    }
+
+    /// When the oldest publish went out that has no verdict yet.
+    #[must_use]
+    pub fn oldest_unanswered(&self) -> Option<Now> {
+        let out = self.lines.iter().flat_map(|line| line.out.values());
+        let sent = out.filter(|out| matches!(out.flight, Flight::Sent { .. })).map(|out| out.since);
+        sent.min_by_key(|since| since.mono_ms)
     }
 
     /// Records handed out and not confirmed.
@@ -490,6 +496,14 @@ impl Delivery {
     fn bytes_in_flight(&self) -> usize {
         self.lines.iter().map(|line| line.bytes).sum()
     }
+}
+
+/// Whether a connection is to be given up: `oldest` is when the oldest publish without a verdict went out, `heard` when the
+/// last verdict came.
+#[must_use]
+pub fn is_overdue(oldest: Now, heard: Option<Now>, now: Now) -> bool {
+    let unheard = heard.map_or(now.since(oldest), |heard| now.since(heard).min(now.since(oldest)));
+    unheard > VERDICT_DEADLINE || now.since(oldest) > FORGOTTEN_AFTER
 }
 
 fn is_critical(stored: &Stored) -> bool {

@@ -7,6 +7,8 @@
 //! Good readings are passed on at every poll, for counters and staleness are judged by them; a bad one only when it is
 //! new or its reason changes, for a dead bus would otherwise fill the queue with what everyone knows.
 
+use std::collections::BTreeSet;
+
 use super::{
     decode::{Answer, decode},
     plan::{Request, plan, without_holes},
@@ -18,8 +20,9 @@ use crate::{
     reading::{PointId, Reading, Reason, Segment, Value},
 };
 
-/// Modbus exception 2: the device has no such address (Modbus Application Protocol 1.1b3 §7).
-const ILLEGAL_DATA_ADDRESS: u8 = 2;
+/// Modbus exceptions 2 and 3: the device has no such address, or takes no request of this length (Modbus Application
+/// Protocol 1.1b3 §7).
+const TOO_MUCH: [u8; 2] = [2, 3];
 /// A converter cannot reach the unit's line (ibidem).
 const GATEWAY_PATH_UNAVAILABLE: u8 = 0x0A;
 /// A converter had no answer from the unit (ibidem).
@@ -79,6 +82,8 @@ pub struct Poller {
     communication: PointId,
     /// The plan; never empty.
     requests: Vec<Request>,
+    /// Table, address and count of the requests that were ever answered.
+    proven: BTreeSet<(Table, u16, u16)>,
     /// Which request opens a poll. Moves on when nothing was answered, so that a request the device never answers does
     /// not hide the others.
     first: usize,
@@ -128,7 +133,7 @@ pub enum News {
         /// The exception.
         code: u8,
     },
-    /// The device refuses addresses that no point wants; they are left out from now on.
+    /// The device refuses addresses that no point wants, or is silent on them; they are left out from now on.
     HolesLeftOut {
         /// Table of the request.
         table: Table,
@@ -167,6 +172,7 @@ impl Poller {
         Self {
             communication: PointId::of(&device.name, &name),
             requests: plan(&device, medium),
+            proven: BTreeSet::new(),
             first: 0,
             said: vec![None; device.points.len()],
             silent: None,
@@ -196,22 +202,33 @@ impl Poller {
     /// Takes what came of [`Poller::request`].
     pub fn take(&mut self, result: Result<Answer, Trouble>, now: Now) -> Step {
         let Some(request) = self.request().cloned() else { return Step::Over(self.finish(None, now)) };
+        let Request { table, address, count, .. } = request;
         let mut news = None;
         match result {
             Ok(answer) => {
                 self.poll.answered = true;
+                self.proven.insert((table, address, count));
                 self.read(&request, &answer, now);
             }
             Err(Trouble::Refused(code)) => {
                 self.poll.answered = true;
-                let narrower = (code == ILLEGAL_DATA_ADDRESS).then(|| without_holes(&self.device, &request)).flatten();
-                let Request { table, address, count, .. } = request;
-                if let Some(narrower) = narrower {
+                if TOO_MUCH.contains(&code)
+                    && let Some(narrower) = without_holes(&self.device, &request)
+                {
                     self.replan(narrower);
                     return Step::More { news: Some(News::HolesLeftOut { table, address }) };
                 }
                 let is_new = self.bad(&request.points, Reason::Exception, now);
                 news = is_new.then_some(News::Refuses { table, address, count, code });
+            }
+            // Some devices are silent where they should refuse. One that is there, and never answered this, is asked less.
+            Err(Trouble::Timeout)
+                if self.poll.answered
+                    && !self.proven.contains(&(table, address, count))
+                    && let Some(narrower) = without_holes(&self.device, &request) =>
+            {
+                self.replan(narrower);
+                return Step::More { news: Some(News::HolesLeftOut { table, address }) };
             }
             Err(trouble) => {
                 self.bad(&request.points, trouble.reason(), now);
@@ -410,6 +427,19 @@ mod tests {
         assert_eq!(poll(&mut p, &[answer(1), answer(1), answer(1)]), "holding-200=0 holding-0=0 holding-9=0");
         let said = poll(&mut p, &[answer(1), Err(Trouble::Refused(2)), answer(1)]);
         assert_eq!(said, "holding-200=0 holding-0!exception holding-9=0");
+    }
+
+    #[test]
+    fn holes_the_device_is_silent_on_are_left_out_unless_it_answered_them_before() {
+        let at = |address| point(Table::Holding, address, Type::U16);
+        let fresh = || Poller::new(device(1, vec![at(0), at(200), at(209)]), Medium::Tcp);
+        let mut p = fresh();
+        let said = poll(&mut p, &[answer(1), Err(Trouble::Timeout), answer(1), answer(1)]);
+        assert_eq!(said, "holding-0=0 holding-200=0 holding-209=0 communication=false");
+        let mut p = fresh();
+        poll(&mut p, &[answer(1), answer(10)]);
+        let said = poll(&mut p, &[answer(1), Err(Trouble::Timeout)]);
+        assert_eq!(said, "holding-0=0 holding-200!timeout holding-209!timeout");
     }
 
     #[test]

@@ -211,7 +211,8 @@ fn where_a_receipt_counts_nothing_less_confirms() {
     assert_eq!(delivery.verdict(1, Verdict::Accepted, at(0)), Some(Outcome::Kept));
     assert_eq!(delivery.in_flight(), 1);
     assert!(delivery.next_alarm(2, at(60_000)).is_none());
-    assert!(!delivery.overdue(at(60_001)), "the publish itself was confirmed");
+    assert_eq!(delivery.oldest_unanswered(), None, "the publish itself was confirmed");
+    delivery.resend_unreceipted(at(60_001));
     assert!(delivery.next_alarm(2, at(60_001)).is_some(), "sent again after the deadline");
     assert_eq!(delivery.receipt("0123456789abcdef-a-9"), None);
     assert!(matches!(delivery.receipt("0123456789abcdef-a-0"), Some(Outcome::Delivered(_))));
@@ -220,11 +221,27 @@ fn where_a_receipt_counts_nothing_less_confirms() {
 }
 
 #[test]
-fn a_publish_without_verdict_for_thirty_seconds_ends_the_connection() {
-    let mut delivery = up(DeliveredWhen::Puback, 8, &Lanes::with(1, 0));
-    assert!(delivery.next_alarm(1, at(5)).is_some());
-    assert!(!delivery.overdue(at(30_005)));
-    assert!(delivery.overdue(at(30_006)));
+fn a_path_without_verdicts_for_thirty_seconds_is_dead_and_a_slow_one_is_not() {
+    let mut delivery = up(DeliveredWhen::Puback, 8, &Lanes::with(2, 0));
+    assert_eq!(delivery.oldest_unanswered(), None);
+    assert!(delivery.next_alarm(1, at(5)).is_some() && delivery.next_alarm(2, at(7)).is_some());
+    assert_eq!(delivery.oldest_unanswered(), Some(at(5)));
+    let _accepted = delivery.verdict(1, Verdict::Accepted, at(20_000));
+    assert_eq!(delivery.oldest_unanswered(), Some(at(7)));
+    for (oldest_ms, heard_ms, now_ms, dead) in [
+        (5, None, 30_005, false),
+        (5, None, 30_006, true),
+        (7, Some(20_000), 50_000, false),
+        (7, Some(20_000), 50_001, true),
+        // What was heard before it went out says nothing of it.
+        (20_000, Some(5), 50_000, false),
+        (20_000, Some(5), 50_001, true),
+        // Others are answered, this one is forgotten.
+        (0, Some(299_999), 300_000, false),
+        (0, Some(300_000), 300_001, true),
+    ] {
+        assert_eq!(is_overdue(at(oldest_ms), heard_ms.map(at), at(now_ms)), dead, "{oldest_ms} {heard_ms:?} {now_ms}");
+    }
 }
 
 #[test]
@@ -362,7 +379,7 @@ impl Run {
             }
             Step::Wait(ms) => {
                 self.now_ms += ms;
-                let _ = self.delivery.overdue(at(self.now_ms));
+                self.delivery.resend_unreceipted(at(self.now_ms));
             }
             Step::Hold(on) => self.delivery.set_hold(if on { Hold::AllButCritical } else { Hold::None }),
         }
@@ -388,7 +405,7 @@ proptest! {
         run.delivery.set_hold(Hold::None);
         for _ in 0..1_000 {
             run.now_ms += 61_000;
-            let _ = run.delivery.overdue(at(run.now_ms));
+            run.delivery.resend_unreceipted(at(run.now_ms));
             run.send();
             while !run.out.is_empty() {
                 run.verdict(0, Verdict::Accepted);

@@ -30,7 +30,7 @@ use crate::{
     record::Lane,
     store::{Head, StoreError, Stored},
     uplink::{
-        delivery::{Delivery, Hold, Queue, VERDICT_DEADLINE, Want},
+        delivery::{Delivery, Hold, Queue, Want, is_overdue},
         message::{Message, OfflineReason},
         readback::ReadBack,
     },
@@ -225,6 +225,8 @@ pub(super) struct Connection<'a> {
     /// Bounded: replies by [`COMMANDS_MAX`] and the broker's unacknowledged commands, one status, one a device.
     sides: VecDeque<(Side, Publish)>,
     side_tokens: HashMap<Token, SideSent>,
+    /// When the last verdict came.
+    heard: Option<Now>,
     /// Retained publishes the broker refused, by topic: tried again slowly. Bounded like those.
     refused: BTreeMap<String, Publish>,
     refused_again_at_ms: Option<u64>,
@@ -290,6 +292,7 @@ impl<'a> Connection<'a> {
             last_token: 0,
             sides: VecDeque::new(),
             side_tokens: HashMap::new(),
+            heard: None,
             refused: BTreeMap::new(),
             refused_again_at_ms: None,
             states: BTreeMap::new(),
@@ -426,17 +429,19 @@ impl<'a> Connection<'a> {
             .as_ref()
             .is_some_and(|(at, key)| now.since(*at) >= STATUS_EVERY || *key != self.status_key(now));
         // Leaving has tighter bounds of its own.
-        if self.parting.is_none() && self.overdue(now) {
-            tracing::warn!("a publish had no answer for 30 s: giving this connection up");
+        self.delivery.resend_unreceipted(now);
+        if self.parting.is_none() && self.is_overdue(now) {
+            tracing::warn!("publishes are no longer answered: giving this connection up");
             return Some(self.down(Down::Silent));
         }
         None
     }
 
-    /// Whether any publish, a record or not, has had no answer for too long: then the path is dead, even if pings pass.
-    fn overdue(&mut self, now: Now) -> bool {
-        let mut sides = self.side_tokens.values();
-        self.delivery.overdue(now) || sides.any(|sent| now.since(sent.since) > VERDICT_DEADLINE)
+    /// Whether a publish, a record or not, has had no answer for too long: then the path is dead, even if pings pass.
+    fn is_overdue(&self, now: Now) -> bool {
+        let sides = self.side_tokens.values().map(|sent| sent.since);
+        let oldest = sides.chain(self.delivery.oldest_unanswered()).min_by_key(|since| since.mono_ms);
+        oldest.is_some_and(|oldest| is_overdue(oldest, self.heard, now))
     }
 }
 

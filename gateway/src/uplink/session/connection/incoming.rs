@@ -110,6 +110,7 @@ impl Connection<'_> {
     }
 
     pub(super) fn confirmed(&mut self, token: Token, verdict: Verdict, now: Now) {
+        self.heard = Some(now);
         if let Some(sent) = self.side_tokens.remove(&token) {
             return self.side_confirmed(sent.what, verdict, now);
         }
