@@ -6,7 +6,7 @@ use crate::{
     support::{
         broker::Access,
         broker::Broker,
-        faults::{self, BROKERS, ENDS, Kind, SILENCES, SLOW},
+        faults::{self, ENDS, Kind, SILENCES, SLOW},
         gateway::Gateway,
         load::{self, Between, Load},
         park::{Park, Plan},
@@ -21,7 +21,7 @@ const RUNS: u64 = 3;
 type Row = (String, Option<load::Outcome>);
 
 pub(crate) fn measure(table: &mut Table) {
-    let kinds: Vec<&Kind> = [&ENDS[..], &SILENCES, &SLOW, &BROKERS].concat();
+    let kinds: Vec<&Kind> = [&ENDS[..], &SILENCES, &SLOW].concat();
     // They wait more than they work.
     let rows: Vec<Row> = thread::scope(|scope| {
         let network = kinds
