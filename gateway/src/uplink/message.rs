@@ -28,6 +28,8 @@ use crate::{
 /// Largest payload in either direction (DESIGN.md §5.2). A stored record is at most 4 KiB, and JSON escapes make at most
 /// six bytes of one.
 pub const PAYLOAD_SIZE_MAX: usize = 32 * 1024;
+/// Room made at once for a payload: an alarm event takes about this.
+const PAYLOAD_SIZE_USUAL: usize = 1024;
 /// MQTT 5 content type of every event (CloudEvents MQTT binding §3.2).
 pub const CONTENT_TYPE_EVENT: &str = "application/cloudevents+json; charset=utf-8";
 /// MQTT 5 content type of everything else.
@@ -85,8 +87,9 @@ pub struct Message {
 
 impl Message {
     fn of(topic: String, payload: &impl Serialize) -> Self {
-        let payload = serde_json::to_vec(payload).expect("every key of these types is text");
-        Self { topic, payload: payload.into() }
+        let mut bytes = Vec::with_capacity(PAYLOAD_SIZE_USUAL);
+        serde_json::to_writer(&mut bytes, payload).expect("every key of these types is text");
+        Self { topic, payload: bytes.into() }
     }
 }
 

@@ -54,6 +54,9 @@ const DISCONNECT_MAX: Duration = Duration::from_secs(1);
 const COMMANDS_MAX: usize = 16;
 /// Events taken from the wire before the store is asked again: one group of confirmations.
 const EVENTS_AT_ONCE: usize = 128;
+/// While more is in flight the store is told of so many arrivals at once, or each second: every time costs two changes of
+/// thread, and what it is not told yet is only sent again after a crash.
+const CONFIRMS_AT_ONCE: usize = 64;
 /// Slots of the broker's window kept for replies, status and retained alarms.
 const SIDE_SLOTS: u16 = 4;
 /// A refused status, description or retained alarm is tried again so often.
@@ -241,6 +244,8 @@ pub(super) struct Connection<'a> {
     reading: Vec<Queue>,
     sent_at: HashMap<Token, (Lane, Now)>,
     delivered: Vec<Stored>,
+    /// Whether the store is told of what has arrived although more may follow at once.
+    settle_now: bool,
     aside: Vec<Stored>,
     declared: Vec<(Lane, u64)>,
     pending: FuturesUnordered<Pin<Box<dyn Future<Output = Done> + Send>>>,
@@ -301,6 +306,7 @@ impl<'a> Connection<'a> {
             reading: Vec::new(),
             sent_at: HashMap::new(),
             delivered: Vec::new(),
+            settle_now: false,
             aside: Vec::new(),
             declared: Vec::new(),
             pending: FuturesUnordered::new(),
@@ -325,6 +331,7 @@ impl<'a> Connection<'a> {
             // What the wire already has goes with it, so that one group of confirmations is one write.
             for _ in 0..EVENTS_AT_ONCE {
                 if let Some(end) = self.apply(wake, now) {
+                    self.settle_now = true;
                     self.settle().await?;
                     return Ok(end);
                 }
@@ -337,6 +344,7 @@ impl<'a> Connection<'a> {
                 }
             }
             if let Some(end) = self.apply(wake, now) {
+                self.settle_now = true;
                 self.settle().await?;
                 return Ok(end);
             }
@@ -374,7 +382,10 @@ impl<'a> Connection<'a> {
             Wake::Wire(Event::Down(down)) => return Some(self.down(down)),
             Wake::Records => {}
             Wake::Done(done) => self.done(done),
-            Wake::Tick => return self.tick(),
+            Wake::Tick => {
+                self.settle_now = true;
+                return self.tick();
+            }
             Wake::Stop if self.up_since.is_none() => return Some(End::Stopped),
             Wake::Stop => self.part(Parting::Stop),
         }
