@@ -172,16 +172,18 @@ impl StatusBoard {
         let Some(first) = readings.first().filter(|first| first.point.device() != GATEWAY) else { return };
         let good = readings.iter().rfind(|reading| reading.quality == Quality::Good);
         let silent = good.is_none() || readings.iter().any(says_silent);
-        let (communication, reason) =
-            if silent { (Communication::Bad, first.reason) } else { (Communication::Good, None) };
         let last_good = good.filter(|_| !silent).map(|reading| reading.at);
-        let known =
-            self.parts().devices.get(first.point.device()).map(|known| (known.name.clone(), known.source.clone()));
-        let (name, source) = known.unwrap_or_else(|| {
-            let name = Segment::parse(first.point.device()).expect("a point's first segment is a segment");
-            (name, source.into())
+        let known = self.parts().devices.get(first.point.device()).cloned();
+        let known = known.unwrap_or_else(|| {
+            DeviceUpdate::unheard(Segment::parse(first.point.device()).expect("a point's first segment"), source)
         });
-        self.set_device(DeviceUpdate { name, source, communication, reason, last_good });
+        let (communication, reason) = if silent {
+            // That a device has fallen silent is said without a reason; its points said it before.
+            (Communication::Bad, readings.iter().find_map(|reading| reading.reason).or(known.reason))
+        } else {
+            (Communication::Good, None)
+        };
+        self.set_device(DeviceUpdate { communication, reason, last_good, ..known });
     }
 
     /// Everything as it is now.
@@ -398,6 +400,23 @@ pub(crate) mod tests {
         assert_eq!((alarms.total, alarms.list.len()), (2 * ALARMS_MAX + 1, ALARMS_MAX));
         assert_eq!(alarms.list[0].alarm.as_str(), "panel/door/open");
         assert_eq!(alarms.list[1].alarm.as_str(), format!("panel/p{}/open", 2 * ALARMS_MAX - 1));
+    }
+
+    #[test]
+    fn a_device_that_falls_silent_keeps_the_reason_its_points_gave() {
+        let (_, board) = idle();
+        let point = |name| PointId::parse(name).expect(name);
+        let said = |readings: &[Reading]| {
+            board.heard(readings, "panel");
+            let device = board.snapshot().devices.remove(0);
+            (device.communication, device.reason)
+        };
+        let bad = Reading::bad(point("meter/volt"), Reason::LinkDown, at(1));
+        assert_eq!(said(&[bad]), (Communication::Bad, Some(Reason::LinkDown)));
+        let silent = Reading::good(point("meter/communication"), Value::Bool(true), at(2));
+        assert_eq!(said(&[silent]), (Communication::Bad, Some(Reason::LinkDown)));
+        let good = Reading::good(point("meter/volt"), Value::Bool(true), at(3));
+        assert_eq!(said(&[good]), (Communication::Good, None));
     }
 
     #[test]

@@ -258,6 +258,17 @@ pub enum Link {
     },
 }
 
+impl std::fmt::Display for Link {
+    /// The address without what is said of the line.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp { host, port } => write!(f, "tcp://{host}:{port}"),
+            Self::Rtu { path, .. } => write!(f, "rtu://{}", path.display()),
+            Self::RtuOverTcp { host, port, .. } => write!(f, "rtu+tcp://{host}:{port}"),
+        }
+    }
+}
+
 /// How bytes are sent on a serial line; always 8 data bits (Modbus over Serial Line 1.02 §2.5.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SerialLine {

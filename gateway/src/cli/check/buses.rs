@@ -101,7 +101,7 @@ impl<'a> BusPlan<'a> {
     }
 
     pub(super) fn json(&self) -> Json {
-        json!({"name": self.bus.name, "url": url(&self.bus.link), "line": self.line().map(|line| line.to_string()),
+        json!({"name": self.bus.name, "url": self.bus.link.to_string(), "line": self.line().map(|line| line.to_string()),
                "requests": self.requests(), "cycle_ms": up_to_ms(self.cycle()), "busy_percent": self.busy_percent(),
                "timeout_ms": self.bus.timeout.as_millis() as u64, "longest_ms": up_to_ms(self.longest()),
                "devices": self.devices.iter().map(DevicePlan::json).collect::<Vec<_>>()})
@@ -109,7 +109,7 @@ impl<'a> BusPlan<'a> {
 
     /// Says it line by line: indent, key, arguments.
     pub(super) fn text(&self, say: &mut impl FnMut(usize, &str, &[Arg<'_>])) {
-        let mut at = url(&self.bus.link);
+        let mut at = self.bus.link.to_string();
         if let Some(line) = self.line() {
             at = format!("{at}, {line}");
         }
@@ -170,14 +170,6 @@ pub(super) fn assumed(plans: &[BusPlan<'_>], say: &mut impl FnMut(usize, &str, &
     }
     if plans.iter().any(|plan| plan.line().is_some()) {
         say(2, "check-plan-assumed-line", &[("turnaround", ms(TURNAROUND)), ("network", ms(ROUND_TRIP))]);
-    }
-}
-
-fn url(link: &Link) -> String {
-    match link {
-        Link::Tcp { host, port } => format!("tcp://{host}:{port}"),
-        Link::Rtu { path, .. } => format!("rtu://{}", path.display()),
-        Link::RtuOverTcp { host, port, .. } => format!("rtu+tcp://{host}:{port}"),
     }
 }
 

@@ -119,7 +119,7 @@ impl Wire {
                 }
                 Err(error) => {
                     if self.failures == 0 {
-                        tracing::warn!(bus = %self.bus.name, link = ?self.bus.link, %error, "the bus cannot be reached");
+                        tracing::warn!(bus = %self.bus.name, address = %self.bus.link, %error, "the bus cannot be reached");
                     }
                     let pause = self.backoff.after(Duration::ZERO, Pace::Near, Jitter::random());
                     let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tokio::sync::oneshot;
 
-use super::{Connection, Done, Phase, CONFIRMS_AT_ONCE, REFUSED_AGAIN_MS, Side, SideSent, SideWaits, index, publish};
+use super::{CONFIRMS_AT_ONCE, Connection, Done, Phase, REFUSED_AGAIN_MS, Side, SideSent, SideWaits, index, publish};
 use crate::{
     alarm::{AlarmId, AlarmState},
     clock::Now,
@@ -22,8 +22,7 @@ impl Connection<'_> {
     /// Tells the store what has arrived, and makes ready what follows from it.
     pub(super) async fn settle(&mut self) -> Result<(), StoreError> {
         let more_to_come = self.delivery.in_flight() > 0 && self.delivered.len() < CONFIRMS_AT_ONCE;
-        let delivered =
-            if more_to_come && !self.settle_now { Vec::new() } else { std::mem::take(&mut self.delivered) };
+        let delivered = if more_to_come && !self.settle_now { Vec::new() } else { std::mem::take(&mut self.delivered) };
         self.settle_now = false;
         for lane in Lane::ALL {
             let of_lane = delivered.iter().filter(|stored| stored.record.lane == lane);
