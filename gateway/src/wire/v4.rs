@@ -34,9 +34,10 @@ pub(super) fn open(settings: &Settings, peer: Peer, capacity: usize) -> (Client,
     let mut network = NetworkOptions::new();
     network.set_connection_timeout(connect_timeout_s(settings)).set_tcp_nodelay(true);
     event_loop.set_network_options(network);
-    let heard = stream::unfold((event_loop, peer), |(mut event_loop, peer)| async move {
-        let signal = poll(&mut event_loop, &peer).await;
-        Some((signal, (event_loop, peer)))
+    // Boxed: kilobytes that would otherwise be moved twice for each signal.
+    let heard = stream::unfold(Box::new((event_loop, peer)), |mut both| async move {
+        let signal = poll(&mut both.0, &both.1).await;
+        Some((signal, both))
     });
     (Client::V4(client), Box::pin(heard))
 }
