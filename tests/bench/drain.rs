@@ -15,7 +15,7 @@ use rumqttc::{
 };
 
 use crate::{
-    percentile, process,
+    WAITING, percentile, process,
     subscriber::{Event, Subscriber},
     support::{
         broker::{Access, Broker},
@@ -78,9 +78,6 @@ pub(crate) fn measure(table: &mut Table) {
         table.figure("the gateway's memory meanwhile, peak", &format!("{peak_mib:.1} MiB"));
     }
 }
-
-/// Alarm events that are not confirmed.
-const WAITING: &str = "gardu_outbox_records{lane=\"a\"}";
 
 /// The cameras see people come and go until so many events wait; returns how many do.
 fn fill(park: &Park) -> usize {

@@ -30,9 +30,9 @@ const GROUP_JOBS_MAX: usize = 64;
 const JOBS_A_TURN_MAX: usize = 256;
 /// Confirmations are written with the next group, at the latest after this or …
 const CONFIRM_WAIT_MAX_MS: u64 = 1_000;
-/// … when there are so many: what is delivered twice after a power cut is bounded by both. A sync costs about as much
-/// as a hundred confirmations; nobody can read while it lasts.
-const CONFIRMS_MAX: usize = 1_024;
+/// … when there are so many: what is delivered twice after a power cut is bounded by both. Fewer make more syncs of a
+/// backlog that goes out; more keep readers waiting longer than what they have read ahead lasts.
+const CONFIRMS_MAX: usize = 256;
 
 /// Runs when what a job wrote is on stable storage; is dropped unrun if it never will be.
 pub(super) type Done = Box<dyn FnOnce() + Send>;

@@ -35,9 +35,6 @@ pub const RECEIPT_DEADLINE: Duration = Duration::from_secs(60);
 const ALARMS_ANYWAY: usize = 64;
 /// Beyond those only what the link carries in so many seconds, well below [`VERDICT_DEADLINE`]: a link that dies then repeats little.
 const ALARMS_S: u64 = 10;
-/// Records of a queue read before there is room for them, a half at a time: what goes out while the store reads the other
-/// half, on a busy machine too.
-const READ_AHEAD: usize = 256;
 /// So often a record is sent before the broker's "invalid" is believed.
 const INVALID_TRIES: u32 = 3;
 /// Records set aside that wait for their loss to be declared; beyond it their lane pauses.
@@ -272,11 +269,9 @@ impl Delivery {
     pub fn wants(&self, queue: Queue, next_position: u64) -> Option<Want> {
         let line = &self.lines[queue.index()];
         let end = if queue == Queue::Backlog { self.live_from.min(next_position) } else { next_position };
-        let ahead = self.window.min(READ_AHEAD);
-        let records_max = ahead.saturating_sub(line.waiting.len());
-        // Asked for in halves, not one by one.
-        let low = records_max * 2 >= ahead && records_max > 0;
-        (low && line.cursor < end).then_some(Want { queue, from: line.cursor, records_max })
+        // A window of them goes out while the store, which may be in the middle of a sync, reads the next.
+        let low = self.window > 0 && line.waiting.len() <= self.window;
+        (low && line.cursor < end).then_some(Want { queue, from: line.cursor, records_max: self.window })
     }
 
     /// The store's answer to `want`: all it has from there, or as many as were wanted. One to a question from before the
