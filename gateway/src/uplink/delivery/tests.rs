@@ -184,6 +184,35 @@ fn nobody_listening_counts_as_delivered_where_a_puback_is_enough() {
 }
 
 #[test]
+fn a_slow_link_has_no_more_alarms_in_flight_than_it_carries_in_time() {
+    let lanes = Lanes::with(200, 0);
+    let mut delivery = up(DeliveredWhen::Puback, 128, &lanes);
+    let mut token = 0;
+    let first = send_all(&mut delivery, &mut token, at(0));
+    assert_eq!(first.len(), 64, "64 records of 1,000 bytes are more than 10 s of the assumed 4 KiB/s");
+    assert!(matches!(delivery.verdict(first[0].0, Verdict::Accepted, at(100)), Some(Outcome::Delivered(_))));
+    lanes.feed(&mut delivery);
+    // 1,000 bytes took 0.1 s: 10,000 bytes a second, of which 100,000 may be in flight, and one more.
+    send_all(&mut delivery, &mut token, at(100));
+    assert_eq!(delivery.in_flight(), 101);
+}
+
+#[test]
+fn an_answer_of_the_store_from_before_the_queue_began_again_is_dropped() {
+    let lanes = Lanes::with(20, 0);
+    let mut delivery = up(DeliveredWhen::Puback, 4, &lanes);
+    let next = lanes.next(Lane::Alarm);
+    let late = delivery.wants(Queue::Alarms, next).expect("there is more");
+    assert_eq!(late.from, 4);
+    delivery.set_hold(Hold::AllButCritical);
+    delivery.set_hold(Hold::None);
+    delivery.offer(late, vec![stored(Lane::Alarm, 4)], next);
+    lanes.feed(&mut delivery);
+    let sent: Vec<u64> = send_all(&mut delivery, &mut 0, at(0)).into_iter().map(|(.., position)| position).collect();
+    assert_eq!(sent, [0, 1, 2, 3], "from the beginning, in order");
+}
+
+#[test]
 fn what_is_invalid_three_times_is_set_aside_and_the_rest_goes_on() {
     let lanes = Lanes::with(2, 0);
     let mut delivery = up(DeliveredWhen::Puback, 8, &lanes);
