@@ -282,13 +282,7 @@ fn refuse_other_formats(place: &Place, number: u64, view: &View) -> Result<(), F
     }
 }
 
-fn whole(
-    place: &Place,
-    mark: MarkFile,
-    open: (u64, Database),
-    view: &View,
-    numbers: &[u64],
-) -> Result<Found, Fault> {
+fn whole(place: &Place, mark: MarkFile, open: (u64, Database), view: &View, numbers: &[u64]) -> Result<Found, Fault> {
     let garbled = |what: &str| Fault::Damaged(format!("{what} cannot be understood"));
     let made: MadeMeta = view.word(word::MADE).ok_or_else(|| garbled("the beginning"))?;
     let NextMeta { next, .. } = view.word(word::NEXT).ok_or_else(|| garbled("the next position"))?;
@@ -352,7 +346,8 @@ fn refused(place: &Place, error: &io::Error) -> OpenError {
 /// Puts the bytes back that sled was given; what it made of them is set aside.
 fn restore(place: &Place, number: u64, bytes: &Bytes) -> io::Result<()> {
     let Bytes::Memory(bytes) = bytes else { return Ok(()) };
-    let untouched = Bytes::take(&place.data(number))?.is_some_and(|now| matches!(&now, Bytes::Memory(now) if now == bytes));
+    let untouched =
+        Bytes::take(&place.data(number))?.is_some_and(|now| matches!(&now, Bytes::Memory(now) if now == bytes));
     if untouched {
         return Ok(());
     }
