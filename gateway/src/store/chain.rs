@@ -128,7 +128,7 @@ impl Chain {
     /// stable storage.
     pub(super) fn open(
         found: Found,
-        epoch: EpochMeta,
+        epoch: &EpochMeta,
         carried: Vec<Put>,
         setup: &Setup<'_>,
     ) -> Result<Self, StoreError> {
@@ -139,7 +139,7 @@ impl Chain {
         let session = found.word(word::SESSION).unwrap_or(0);
         let (earlier, empty): (Vec<_>, Vec<_>) =
             found.epochs.iter().filter(|known| known.epoch != epoch.epoch).cloned().partition(|e| e.base < epoch.base);
-        let begins = found.epoch() != Some(&epoch);
+        let begins = found.epoch() != Some(epoch);
         let (made, open_bytes) = (found.made, found.open_bytes);
         let sealed = found.sealed.iter().map(|(number, meta)| Part::sealed(*number, *meta));
         let mut parts: Vec<Part> = sealed.collect();
@@ -188,7 +188,7 @@ impl Chain {
                 chain.put(Put::word(word::VOID, &[(chain.commit + 1, chain.next_commit - 1)]));
             }
             if begins {
-                chain.put(Put::epoch(&epoch));
+                chain.put(Put::epoch(epoch));
             }
             empty.iter().for_each(|epoch| chain.put(Put::no_epoch(&epoch.epoch)));
         }
