@@ -6,6 +6,7 @@
 
 use std::{
     future::Future,
+    pin::pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -35,6 +36,17 @@ impl Beat {
     /// The stage is alive and has just done a step (or waited in vain for one).
     pub fn mark(&self) {
         self.last_mono_ms.store(self.clock.now().mono_ms, Ordering::Relaxed);
+    }
+
+    /// Waits for something, alive as long as waiting is excused: a restart would not make it come.
+    pub async fn excused<T>(&self, is_excused: impl Fn() -> bool, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                () = tokio::time::sleep(BEAT_EVERY) => if is_excused() { self.mark() },
+            }
+        }
     }
 }
 

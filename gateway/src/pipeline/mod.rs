@@ -163,7 +163,7 @@ impl Pipeline {
         self.count(&step);
         let alarms_changed = !step.commit.alarms.is_empty();
         if !step.commit.is_empty() {
-            self.store.commit(step.commit).await?;
+            self.beat.excused(|| self.store.waits_for_room(), self.store.commit(step.commit)).await?;
         }
         if alarms_changed {
             self.show_alarms();
@@ -176,7 +176,8 @@ impl Pipeline {
             let _gone = asker.send(answer);
         }
         if !step.telemetry.is_empty() {
-            let durable = self.store.commit_telemetry(step.telemetry).await?;
+            let queued = self.store.commit_telemetry(step.telemetry);
+            let durable = self.beat.excused(|| self.store.waits_for_room(), queued).await?;
             if !step.after_telemetry.is_empty() {
                 waiting.push(Box::pin(async move {
                     if durable.await.is_ok() {

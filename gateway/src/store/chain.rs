@@ -17,10 +17,10 @@ use tokio::sync::watch;
 
 use self::reading::Readers;
 use super::{
-    Head, StoreError,
-    durable::{Database, SyncFile},
+    Head, OpenError, StoreError,
+    durable::{Database, SyncFile, unwritable},
     envelope::{Envelope, Kind, RecordKey},
-    guard::Found,
+    guard::{Found, Looker},
     layout::{Chunks, EpochMeta, MadeMeta, NextMeta, Numbered, Put, SealedMeta, Write, record_key, word},
     mark::{Mark, MarkFile, RESERVED_AT_ONCE},
     place::Place,
@@ -29,7 +29,7 @@ use super::{
 use crate::{
     clock::{BootId, Now},
     metrics::Metrics,
-    record::{Lane, LaneStatus},
+    record::{Epoch, Lane, LaneStatus},
 };
 
 /// What a chain is opened with, besides what it holds.
@@ -94,7 +94,10 @@ pub(super) struct Chain {
     generation_size: u64,
     sync_file: SyncFile,
     metrics: Metrics,
-    database: Database,
+    /// None only while the chain is opened again.
+    database: Option<Database>,
+    /// Whether the disk was full.
+    is_tight: bool,
     made: MadeMeta,
     mark: MarkFile,
     /// The last commit on stable storage, and the number the next one gets.
@@ -158,7 +161,8 @@ impl Chain {
             generation_size: setup.generation_size,
             sync_file: setup.sync_file.clone(),
             metrics: setup.metrics.clone(),
-            database,
+            database: Some(database),
+            is_tight: false,
             made,
             mark: found.mark,
             commit: found.commit,
@@ -212,20 +216,20 @@ impl Chain {
     }
 
     /// Stages what one job writes. After an error the group must not be committed.
-    pub(super) fn stage(&mut self, write: Write) -> Result<(), StoreError> {
-        if let Some(epoch) = write.adopt.filter(|epoch| *epoch != self.staged.epoch.epoch) {
+    pub(super) fn stage(&mut self, write: &Write) -> Result<(), StoreError> {
+        if let Some(epoch) = write.adopt.as_ref().filter(|epoch| **epoch != self.staged.epoch.epoch) {
             self.begin(epoch);
         }
-        for record in write.records {
+        for record in &write.records {
             self.stage_record(record)?;
         }
-        write.puts.into_iter().for_each(|put| self.put(put));
+        write.puts.iter().for_each(|put| self.put(put.clone()));
         Ok(())
     }
 
-    fn stage_record(&mut self, record: Numbered) -> Result<(), StoreError> {
+    fn stage_record(&mut self, record: &Numbered) -> Result<(), StoreError> {
         if record.sequence == 1 && record.epoch != self.staged.epoch.epoch {
-            self.begin(record.epoch.clone());
+            self.begin(&record.epoch);
         }
         let expected = (self.lane, &self.staged.epoch.epoch, self.staged.next());
         if (record.lane, &record.epoch, record.sequence) != expected {
@@ -241,20 +245,20 @@ impl Chain {
         let position = self.staged.next_position;
         self.staged.next_position += 1;
         let Numbered { lane, epoch, sequence, boot, recorded, payload } = record;
-        let key = RecordKey { lane, epoch, sequence, position }.to_string();
-        let line = Envelope { kind: Kind::Record, commit: self.next_commit, key: &key, payload: &payload }.to_bytes();
+        let key = RecordKey { lane: *lane, epoch: epoch.clone(), sequence: *sequence, position }.to_string();
+        let line = Envelope { kind: Kind::Record, commit: self.next_commit, key: &key, payload }.to_bytes();
         self.chunks.push(position, &line);
         self.staged_size += line.len();
         self.joining.0 += 1;
         self.joining.1 += line.len() as u64;
-        self.joining.2.get_or_insert((position, boot, recorded));
+        self.joining.2.get_or_insert_with(|| (position, boot.clone(), *recorded));
         Ok(())
     }
 
-    fn begin(&mut self, epoch: crate::record::Epoch) {
+    fn begin(&mut self, epoch: &Epoch) {
         let base = self.staged.next_position - 1;
         let replaced = Some(self.staged.epoch.epoch.clone());
-        let new = EpochMeta { epoch, base, replaced, started: None, uncertain_from: None };
+        let new = EpochMeta { epoch: epoch.clone(), base, replaced, started: None, uncertain_from: None };
         self.put(Put::epoch(&new));
         let before = std::mem::replace(&mut self.staged.epoch, new);
         if before.base < base {
@@ -298,6 +302,11 @@ impl Chain {
             self.settled.insert_all(first, last);
             self.missing.remove(first..=last);
         }
+    }
+
+    /// Whether the disk has little room: generations stay small then.
+    pub(super) const fn set_tight(&mut self, is_tight: bool) {
+        self.is_tight = is_tight;
     }
 
     /// Size of the group in the making, in bytes.
@@ -345,7 +354,7 @@ impl Chain {
             batch.insert(record_key(first), chunk);
         }
         self.staged_size = 0;
-        self.database.commit(batch, size)?;
+        self.database().commit(batch, size)?;
         self.commit = self.next_commit;
         self.next_commit += 1;
         Ok(())
@@ -415,7 +424,55 @@ impl Chain {
     }
 
     fn failed(&self, error: &std::io::Error) -> StoreError {
-        StoreError::Write { chain: self.name(), reason: error.to_string().into() }
+        unwritable(self.name(), error)
+    }
+
+    fn database(&self) -> &Database {
+        self.database.as_ref().expect("nothing is asked of a chain that could not be opened again")
+    }
+
+    fn setup(&self) -> Setup<'_> {
+        Setup {
+            lane: self.lane,
+            boot: &self.boot,
+            machine: self.machine.as_deref(),
+            generation_size: self.generation_size,
+            sync_file: &self.sync_file,
+            metrics: &self.metrics,
+        }
+    }
+
+    /// Opens the chain again after a write failed and writes the group of these jobs; what is settled in memory stays so.
+    /// After an error the chain can only be opened again.
+    pub(super) fn reopen(&mut self, group: &[Write]) -> Result<(), StoreError> {
+        // sled lets nobody else in before it is gone.
+        self.database = None;
+        let looker = Looker { lane: self.lane, boot: &self.boot, sync_file: &self.sync_file, metrics: &self.metrics };
+        let found = looker.look(&self.place).map_err(|error| match error {
+            OpenError::Full { .. } => StoreError::Full { chain: self.name() },
+            other => StoreError::Write { chain: self.name(), reason: other.to_string().into() },
+        })?;
+        if found.damage.as_ref().is_some_and(|damage| !damage.numbers_known) {
+            // The next start begins a new epoch.
+            return Err(StoreError::Write { chain: self.name(), reason: "it is damaged as well".into() });
+        }
+        let epoch = found.epoch().unwrap_or(&self.durable.epoch).clone();
+        let mut chain = Self::open(found, &epoch, Vec::new(), &self.setup())?;
+        for (first, last) in self.settled.runs() {
+            chain.settle(first, last);
+        }
+        if chain.session < self.session {
+            chain.session = self.session;
+            chain.put(Put::word(word::SESSION, &chain.session.clone()));
+        }
+        chain.head = self.head.clone();
+        chain.is_tight = true;
+        let written = chain.durable.next_position > self.durable.next_position;
+        *self = chain;
+        if !written {
+            group.iter().try_for_each(|write| self.stage(write))?;
+        }
+        self.commit()
     }
 
     /// Records that wait.

@@ -120,22 +120,25 @@ impl Database {
 
     /// Applies a batch, to be put on stable storage with the next commit. After an error the handle is dead.
     pub(super) fn write(&self, batch: sled::Batch) -> Result<(), StoreError> {
-        self.db.apply_batch(batch).map_err(|e| self.unwritable(&e))
+        self.db.apply_batch(batch).map_err(|e| self.sled_failed(&e))
     }
 
     /// Applies a batch whole and returns when it is on stable storage. After an error the handle is dead.
     pub(super) fn commit(&self, batch: sled::Batch, size: usize) -> Result<(), StoreError> {
         let timer = self.sync_seconds.start_timer();
         self.write(batch)?;
-        self.db.flush().map_err(|e| self.unwritable(&e))?;
-        (self.sync_file)(&self.folder, &self.data).map_err(|e| self.unwritable(&e))?;
+        self.db.flush().map_err(|e| self.sled_failed(&e))?;
+        (self.sync_file)(&self.folder, &self.data).map_err(|e| unwritable(self.chain, &e))?;
         timer.observe_duration();
         self.written_bytes.inc_by(size as u64);
         Ok(())
     }
 
-    fn unwritable(&self, error: &impl std::fmt::Display) -> StoreError {
-        StoreError::Write { chain: self.chain, reason: error.to_string().into() }
+    fn sled_failed(&self, error: &sled::Error) -> StoreError {
+        match error {
+            sled::Error::Io(error) => unwritable(self.chain, error),
+            other => StoreError::Write { chain: self.chain, reason: other.to_string().into() },
+        }
     }
 
     /// The value of a key.
@@ -175,6 +178,14 @@ fn open_patiently(config: &sled::Config, folder: &Path) -> Result<sled::Db, Faul
         }
     }
     Err(Fault::Refused(OpenError::InUse { path: folder.into() }))
+}
+
+/// What it means for a chain that something could not be written.
+pub(super) fn unwritable(chain: &'static str, error: &io::Error) -> StoreError {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full { chain },
+        _ => StoreError::Write { chain, reason: error.to_string().into() },
+    }
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> String {

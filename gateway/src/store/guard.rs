@@ -340,7 +340,11 @@ fn epochs(view: &View) -> Vec<EpochMeta> {
 }
 
 fn refused(place: &Place, error: &io::Error) -> OpenError {
-    OpenError::Io { path: place.root.clone(), reason: error.to_string().into() }
+    let path = place.root.clone();
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => OpenError::Full { path },
+        _ => OpenError::Io { path, reason: error.to_string().into() },
+    }
 }
 
 /// Puts the bytes back that sled was given; what it made of them is set aside.

@@ -10,10 +10,11 @@
 //! is not is [`Lost`] and to be declared, and where numbers may be missing a new epoch begins. Limits: a stored value has
 //! at most [`RECORD_SIZE_MAX`] bytes; one process at a time.
 //!
-//! Reading order: `settled`, `envelope`, `layout`, `mark` (pure: what lies on the disk), `place`, `durable` (sled,
+//! Reading order: `settled`, `envelope`, `layout`, `mark` (pure: what lies on the disk), `place`, `ballast`, `durable` (sled,
 //! made safe), `raw` and `sealed` (bytes without sled), `guard` (what is there), `chain` (one lane), `committer` (its
 //! thread), `open` (both chains, epochs).
 
+mod ballast;
 mod chain;
 mod committer;
 mod durable;
@@ -36,7 +37,10 @@ use std::{path::PathBuf, sync::Arc};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
-pub use self::open::{Committers, open};
+pub use self::{
+    ballast::Space,
+    open::{Committers, open},
+};
 use self::{
     committer::{Handle, Job},
     layout::Write,
@@ -233,6 +237,12 @@ pub enum OpenError {
         /// What the system said.
         reason: Arc<str>,
     },
+    /// The disk is full, and no room was kept.
+    #[error("{}: the disk is full; remove what does not belong there, or take a larger card", path.display())]
+    Full {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The kernel has no random numbers for a new epoch.
     #[error("no random numbers: {0}")]
     Random(getrandom::Error),
@@ -268,6 +278,12 @@ pub enum StoreError {
         /// What the system said.
         reason: Arc<str>,
     },
+    /// The disk is full. The chain makes room and goes on.
+    #[error("{chain}: the disk is full; remove what does not belong there, or take a larger card")]
+    Full {
+        /// Which chain.
+        chain: &'static str,
+    },
     /// What was written does not come back. The next start repairs or sets it aside.
     #[error("{chain}: cannot read: {reason}; the store is damaged, restart to repair it")]
     Read {
@@ -291,6 +307,7 @@ pub struct Store {
     alarm: Lines,
     telemetry: Lines,
     boots: Arc<watch::Sender<Boots>>,
+    space: watch::Receiver<Space>,
 }
 
 /// What leads to one chain and from it.
@@ -401,6 +418,18 @@ impl Store {
     #[must_use]
     pub fn boots(&self) -> watch::Receiver<Boots> {
         self.boots.subscribe()
+    }
+
+    /// How much room the disk has for the store.
+    #[must_use]
+    pub fn space(&self) -> watch::Receiver<Space> {
+        self.space.clone()
+    }
+
+    /// Whether nothing can be stored before there is room on the disk.
+    #[must_use]
+    pub fn waits_for_room(&self) -> bool {
+        *self.space.borrow() == Space::None
     }
 
     const fn lines(&self, lane: Lane) -> &Lines {

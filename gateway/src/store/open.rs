@@ -16,7 +16,8 @@ use tokio::sync::watch;
 use tracing::{error, info};
 
 use super::{
-    Lines, Next, OpenError, Options, Recovered, Started, Store,
+    Lines, Next, OpenError, Options, Recovered, Started, Store, StoreError,
+    ballast::Ballast,
     chain::{Chain, Setup},
     committer::{Committer, Handle},
     durable::{SyncFile, sync_file},
@@ -37,6 +38,9 @@ const TELEMETRY_GATHER: Duration = Duration::from_millis(100);
 /// Alarms are gathered only while the sync before is under way.
 const ALARM_GATHER: Duration = Duration::ZERO;
 
+/// Room kept for a full disk, in bytes: some ten thousand events, a new generation and what sled needs to be opened.
+const BALLAST_SIZE_MAX: u64 = 8 * 1024 * 1024;
+
 /// The threads of an open store, by name, for `Supervisor::thread`. Each ends when the last [`Store`] is dropped.
 pub type Committers = Vec<(&'static str, Box<dyn FnOnce() -> TaskResult + Send>)>;
 
@@ -54,6 +58,25 @@ pub(super) fn open_on(
     sync_file: &SyncFile,
 ) -> Result<(Store, Recovered, Committers), OpenError> {
     let lock = lock(&options.path)?;
+    let size = (2 * options.generation_size).min(BALLAST_SIZE_MAX);
+    let ballast = Arc::new(Ballast::new(&options.path, size));
+    let is_full =
+        |error: &OpenError| matches!(error, OpenError::Full { .. } | OpenError::Store(StoreError::Full { .. }));
+    let mut opened = open_chains(options, metrics, sync_file);
+    if opened.as_ref().is_err_and(is_full) && ballast.release() {
+        opened = open_chains(options, metrics, sync_file);
+    }
+    let (alarm, telemetry, recovered) = opened?;
+    ballast.hold();
+    let (store, committers) = start(alarm, telemetry, recovered.boots.clone(), lock, &ballast);
+    Ok((store, recovered, committers))
+}
+
+fn open_chains(
+    options: &Options,
+    metrics: &Metrics,
+    sync_file: &SyncFile,
+) -> Result<(Chain, Chain, Recovered), OpenError> {
     let look = |chain, lane| {
         let place = Place { chain, root: options.path.clone() };
         Looker { lane, boot: &options.boot, sync_file, metrics }.look(&place)
@@ -105,22 +128,22 @@ pub(super) fn open_on(
         alarms: states.alarms,
         counts: states.counts,
         answers,
-        boots: boots.clone(),
+        boots,
     };
-    let (store, committers) = start(alarm, telemetry, boots, lock);
-    Ok((store, recovered, committers))
+    Ok((alarm, telemetry, recovered))
 }
 
-fn start(alarm: Chain, telemetry: Chain, boots: Boots, lock: File) -> (Store, Committers) {
+fn start(alarm: Chain, telemetry: Chain, boots: Boots, lock: File, ballast: &Arc<Ballast>) -> (Store, Committers) {
     let lock = Arc::new(lock);
     let (alarm_head, telemetry_head) = (alarm.head(), telemetry.head());
-    let (alarm_jobs, alarm) = Committer::new(alarm, ALARM_GATHER, lock.clone());
-    let (telemetry_jobs, telemetry) = Committer::new(telemetry, TELEMETRY_GATHER, lock);
+    let (alarm_jobs, alarm) = Committer::new(alarm, ALARM_GATHER, lock.clone(), ballast.clone());
+    let (telemetry_jobs, telemetry) = Committer::new(telemetry, TELEMETRY_GATHER, lock, ballast.clone());
     let lines = |jobs: Handle, head| Lines { jobs, head };
     let store = Store {
         alarm: lines(alarm_jobs, alarm_head),
         telemetry: lines(telemetry_jobs, telemetry_head),
         boots: Arc::new(watch::Sender::new(boots)),
+        space: ballast.space(),
     };
     (store, vec![("store-alarm", Box::new(|| alarm.run())), ("store-telemetry", Box::new(|| telemetry.run()))])
 }
@@ -138,6 +161,9 @@ fn lock(path: &Path) -> Result<File, OpenError> {
 }
 
 fn refused(path: &Path, error: &std::io::Error) -> OpenError {
+    if error.kind() == std::io::ErrorKind::StorageFull {
+        return OpenError::Full { path: path.into() };
+    }
     OpenError::Io { path: path.into(), reason: error.to_string().into() }
 }
 

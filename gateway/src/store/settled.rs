@@ -52,9 +52,14 @@ impl Settled {
         self.0.get(&first).map_or(first.saturating_sub(1), |run| *run.end())
     }
 
+    /// All of it, the lowest first.
+    pub(super) fn runs(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.0.iter().map(|run| (*run.start(), *run.end()))
+    }
+
     /// What is to be written: at most [`RANGES_MAX`] ranges, the lowest.
     pub(super) fn saved(&self) -> Vec<(u64, u64)> {
-        self.0.iter().take(RANGES_MAX).map(|run| (*run.start(), *run.end())).collect()
+        self.runs().take(RANGES_MAX).collect()
     }
 }
 

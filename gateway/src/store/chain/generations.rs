@@ -8,7 +8,7 @@ use tracing::{error, info, warn};
 use super::{Chain, Part, Setup};
 use crate::store::{
     Generation, Lost, StoreError,
-    durable::{Database, Fault},
+    durable::{Database, Fault, unwritable},
     envelope::{Envelope, Kind},
     guard::survey,
     layout::{Entries, FORMAT, MadeMeta, Put, SealedMeta, word},
@@ -17,6 +17,8 @@ use crate::store::{
     sealed::Sealed,
 };
 
+/// Size of a generation while the disk is nearly full, in bytes: two of sled's segments.
+const TIGHT_GENERATION_SIZE: u64 = 1024 * 1024;
 /// States are carried into a new generation in batches of this size, in bytes.
 const CARRY_AT_ONCE: usize = 256 * 1024;
 
@@ -31,10 +33,10 @@ impl Part {
 pub(super) fn make(place: &Place, number: u64, setup: &Setup<'_>) -> Result<Database, StoreError> {
     let failed = |reason: String| StoreError::Write { chain: place.chain, reason: reason.into() };
     // What lies there was never used.
-    place.remove(number).map_err(|e| failed(e.to_string()))?;
+    place.remove(number).map_err(|e| unwritable(place.chain, &e))?;
     Database::open(place.chain, &place.folder(number), setup.sync_file, setup.metrics).map_err(|fault| match fault {
         Fault::Damaged(reason) => failed(reason),
-        Fault::Machine(error) => failed(error.to_string()),
+        Fault::Machine(error) => unwritable(place.chain, &error),
         Fault::Refused(error) => failed(error.to_string()),
     })
 }
@@ -67,17 +69,17 @@ impl Chain {
             size += key.len() + line.len();
             batch.insert(key, line);
             if size >= CARRY_AT_ONCE {
-                self.database.write(std::mem::take(&mut batch))?;
+                self.database().write(std::mem::take(&mut batch))?;
                 size = 0;
             }
         }
-        self.database.write(batch)?;
+        self.database().write(batch)?;
         self.settled_saved = self.settled.saved();
         let sealed = &self.parts[..self.parts.len() - 1];
         let generations: Vec<Put> =
             sealed.iter().map(|part| Put::generation(part.number, Some(&part.meta()))).collect();
         let epochs: Vec<Put> = self.earlier.iter().chain([&self.durable.epoch]).map(Put::epoch).collect();
-        self.made = MadeMeta { size: self.database.size(), first: self.durable.next_position };
+        self.made = MadeMeta { size: self.database().size(), first: self.durable.next_position };
         let words = [
             Put::word(word::FORMAT, &FORMAT),
             Put::word(word::SESSION, &self.session),
@@ -92,8 +94,10 @@ impl Chain {
     }
 
     pub(super) fn rotate_if_full(&mut self) -> Result<(), StoreError> {
-        let grown = self.database.size().saturating_sub(self.made.size);
-        if grown >= self.generation_size { self.rotate() } else { Ok(()) }
+        let grown = self.database().size().saturating_sub(self.made.size);
+        // Small ones give their room back soon.
+        let size = if self.is_tight { self.generation_size.min(TIGHT_GENERATION_SIZE) } else { self.generation_size };
+        if grown >= size { self.rotate() } else { Ok(()) }
     }
 
     /// Seals the open generation and goes on in a new one. Nothing may be staged.
@@ -103,18 +107,10 @@ impl Chain {
             // No record is in it: a sealed one would never be drained.
             return Ok(());
         }
-        let setup = Setup {
-            lane: self.lane,
-            boot: &self.boot,
-            machine: None,
-            generation_size: self.generation_size,
-            sync_file: &self.sync_file,
-            metrics: &self.metrics,
-        };
         let next =
             Part { number: old.number + 1, first: old.end, end: old.end, waiting: 0, bytes: 0, has_holes: false };
-        let database = make(&self.place, next.number, &setup)?;
-        let old_database = std::mem::replace(&mut self.database, database);
+        let database = make(&self.place, next.number, &self.setup())?;
+        let old_database = self.database.replace(database).expect("one is open");
         info!(chain = self.name(), generation = next.number, "a new generation of the store begins");
         self.parts.push(next);
         self.furnish(states(&old_database))?;

@@ -77,7 +77,7 @@ impl Chain {
     }
 
     fn line_of_open(&self, position: u64) -> Result<Option<Vec<u8>>, StoreError> {
-        let Some((_, chunk)) = self.database.up_to(&record_key(position))? else { return Ok(None) };
+        let Some((_, chunk)) = self.database().up_to(&record_key(position))? else { return Ok(None) };
         let mut at = 0;
         for line in Envelope::lines(&chunk) {
             let size = line.size();
@@ -139,7 +139,7 @@ impl Chain {
     pub(in crate::store) fn alarms_of(&self, ids: &[AlarmId]) -> Result<Vec<AlarmState>, StoreError> {
         let mut found = Vec::new();
         for id in ids {
-            let value = self.database.get(&database_key(Kind::Alarm, id.as_str()))?;
+            let value = self.database().get(&database_key(Kind::Alarm, id.as_str()))?;
             let line = value.as_deref().and_then(Envelope::read);
             found.extend(line.and_then(|(line, _)| parse(line.payload)));
         }
@@ -150,7 +150,7 @@ impl Chain {
     pub(in crate::store) fn alarms(&self) -> Result<Vec<AlarmState>, StoreError> {
         let mut states = States::default();
         let mut key = sled::IVec::from(&[Kind::Alarm.letter()]);
-        while let Some((at, value)) = self.database.after(Bound::Excluded(&key))?
+        while let Some((at, value)) = self.database().after(Bound::Excluded(&key))?
             && at[0] == Kind::Alarm.letter()
         {
             if let Some((line, _)) = Envelope::read(&value) {

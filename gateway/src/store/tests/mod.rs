@@ -3,6 +3,8 @@
 
 mod damage;
 mod epochs;
+mod full;
+mod generations;
 mod model;
 
 use std::{
