@@ -233,14 +233,29 @@ pub enum StartReason {
 pub enum LossReason {
     /// The broker refuses it for good: too large or invalid.
     Refused,
+    /// The outbox was full.
+    Quota,
+    /// Telemetry that waited longer than it may.
+    Age,
+    /// Telemetry of which a summary was recorded instead.
+    Thinned,
+    /// The store was damaged.
+    Damaged,
 }
 
 impl LossReason {
+    /// Every reason.
+    pub const ALL: [Self; 5] = [Self::Refused, Self::Quota, Self::Age, Self::Thinned, Self::Damaged];
+
     /// The word in payloads and metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Refused => "refused",
+            Self::Quota => "quota",
+            Self::Age => "age",
+            Self::Thinned => "thinned",
+            Self::Damaged => "damaged",
         }
     }
 }
