@@ -13,7 +13,7 @@ use crate::{
     clock::{BootId, Now},
     pipeline::{Certainty, Input, Summarised},
     record::{Epoch, Lane, LossReason},
-    store::{Generation, StoreError, Stored},
+    store::{Generation, Lost, StoreError, Stored},
 };
 
 /// Records read at once: at most a MiB.
@@ -206,16 +206,43 @@ impl KeeperTask {
         Ok(None)
     }
 
+    /// Declares what the store has lost by damage, then settles it.
+    pub(super) async fn declare_damage(&self) -> Result<(), Halt> {
+        for lane in Lane::ALL {
+            if self.store.head(lane).borrow().missing == 0 {
+                continue;
+            }
+            for Lost { epoch, ranges, positions, certain, .. } in self.store.lost(lane).await? {
+                let certain = if certain { Certainty::Known } else { Certainty::Bounded };
+                self.say_lost(lane, LossReason::Damaged, certain, &epoch, &ranges).await?;
+                self.store.settle(lane, positions).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Declares losses, then settles them; where nothing waits any more, settling nothing lets a drained generation go.
     async fn declare(&self, losses: Losses) -> Result<(), Halt> {
         let Losses { lane, reason, numbers, positions } = losses;
         for (epoch, runs) in &numbers {
-            for ranges in runs.chunks(RUNS_AT_ONCE) {
-                let (epoch, ranges, certain) = (epoch.clone(), ranges.to_vec(), Certainty::Known);
-                self.durably(|durable| Input::Lost { lane, epoch, ranges, reason, certain, durable }).await?;
-            }
+            self.say_lost(lane, reason, Certainty::Known, epoch, runs).await?;
         }
         Ok(self.store.settle(lane, positions).await?)
+    }
+
+    async fn say_lost(
+        &self,
+        lane: Lane,
+        reason: LossReason,
+        certain: Certainty,
+        epoch: &Epoch,
+        runs: &[(u64, u64)],
+    ) -> Result<(), Halt> {
+        for ranges in runs.chunks(RUNS_AT_ONCE) {
+            let (epoch, ranges) = (epoch.clone(), ranges.to_vec());
+            self.durably(|durable| Input::Lost { lane, epoch, ranges, reason, certain, durable }).await?;
+        }
+        Ok(())
     }
 
     async fn record(&self, summaries: Vec<Summarised>) -> Result<(), Halt> {

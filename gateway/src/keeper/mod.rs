@@ -1,6 +1,6 @@
 //! Keeps the outbox within its quota: what gives way, when, and that it is declared first (DESIGN.md §5.3).
 //!
-//! Every few seconds it measures what the store takes on the disk and lets `quota` decide. What gives way is read, declared
+//! What the store has found damaged is declared at once. Every few seconds the keeper measures what the store takes on the disk and lets `quota` decide. What gives way is read, declared
 //! through the pipeline, and settled when the declaration is on stable storage: a power cut in between means that it is
 //! declared twice, never that it is missing and undeclared. A record that is on the wire meanwhile may arrive although it
 //! was declared; the receiver then has more than was promised.
@@ -126,6 +126,7 @@ impl Keeper {
     async fn turn(&mut self) -> Result<(), Halt> {
         loop {
             self.task.beat.mark();
+            self.task.declare_damage().await?;
             let Some(measured) = self.measure() else { return Ok(()) };
             let shares = Shares::of(self.task.outbox.max_size, &measured);
             let alarm = self.task.store.generations(Lane::Alarm).await?;

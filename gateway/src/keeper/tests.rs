@@ -1,7 +1,12 @@
 #![expect(clippy::disallowed_methods, reason = "tests run the store's threads and the pipeline themselves")]
 //! The keeper on a real store and a real pipeline: what was declared is exactly what can no longer arrive.
 
-use std::{collections::BTreeMap, path::Path, thread::JoinHandle};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::atomic::{AtomicU32, Ordering},
+    thread::JoinHandle,
+};
 
 use tempfile::TempDir;
 use tokio::sync::oneshot;
@@ -34,6 +39,7 @@ struct Rig {
     clock: Clock,
     pipeline: tokio::task::JoinHandle<TaskResult>,
     threads: Vec<JoinHandle<TaskResult>>,
+    barriers: AtomicU32,
     _folder: TempDir,
 }
 
@@ -112,7 +118,14 @@ impl Rig {
             beat: pulse.stage("keeper"),
             shutdown: Shutdown::new(),
         });
-        Self { keeper, clock, pipeline: tokio::spawn(pipeline.run()), threads, _folder: folder }
+        Self {
+            keeper,
+            clock,
+            pipeline: tokio::spawn(pipeline.run()),
+            threads,
+            barriers: AtomicU32::new(0),
+            _folder: folder,
+        }
     }
 
     /// One record of each of so many devices, `seconds` after the start.
@@ -120,7 +133,23 @@ impl Rig {
         self.clock.set(at(seconds));
         let value = Value::Float(f64::from(u32::try_from(seconds).expect("small")) + 0.5);
         let reading = |i| Reading::good(point(&format!("d{i}/x")), value.clone(), at(seconds));
-        self.message((0..devices).map(reading).collect()).await;
+        let readings = Input::Readings((0..devices).map(reading).collect());
+        self.keeper.task.pipeline.send(readings).await.expect("the pipeline runs");
+        self.barrier("panel/barrier").await;
+        // Changes are gathered for less than that.
+        self.clock.set(at(seconds + 1));
+        self.barrier("panel/barrier").await;
+    }
+
+    /// Waits until all telemetry is on stable storage, with one more record.
+    async fn flush(&self) {
+        self.barrier("flush/x").await;
+    }
+
+    /// Waits until everything before is done; of a point that is reported, until it is on stable storage.
+    async fn barrier(&self, name: &str) {
+        let count = self.barriers.fetch_add(1, Ordering::Relaxed);
+        self.message(vec![Reading::good(point(name), Value::Integer(count.into()), self.clock.now())]).await;
     }
 
     /// Each alarm comes and goes so often.
@@ -142,7 +171,7 @@ impl Rig {
 
     async fn turn(&mut self) {
         self.keeper.turn().await.map_err(|_| ()).expect("the store works");
-        self.message(vec![Reading::good(point("panel/barrier"), Value::Bool(true), self.clock.now())]).await;
+        self.barrier("panel/barrier").await;
     }
 
     async fn waiting(&self, lane: Lane) -> Vec<Stored> {
@@ -218,6 +247,7 @@ async fn telemetry_goes_first_then_the_least_severe_alarms_and_all_of_it_is_decl
             seconds += 600;
             rig.telemetry(100, seconds).await;
         }
+        rig.flush().await;
         rig.alarms(20).await;
         rig.turn().await;
     }
@@ -254,6 +284,7 @@ async fn telemetry_goes_first_then_the_least_severe_alarms_and_all_of_it_is_decl
 async fn what_is_settled_without_a_declaration_is_noticed_by_these_tests() {
     let rig = Rig::new();
     rig.telemetry(100, 1).await;
+    rig.flush().await;
     rig.keeper.task.store.settle(Lane::Telemetry, vec![(3, 9)]).await.expect("settles");
     assert_eq!(rig.audit().await, Err("t: 7 missing, 0 declared".into()));
     rig.close().await;
@@ -268,6 +299,7 @@ async fn frequent_telemetry_is_thinned_before_it_is_lost() {
             seconds += 10;
             rig.telemetry(4, seconds).await;
         }
+        rig.flush().await;
         rig.turn().await;
     }
     assert_eq!(rig.evictions(Lane::Telemetry, LossReason::Quota), 0);
@@ -294,13 +326,14 @@ async fn frequent_telemetry_is_thinned_before_it_is_lost() {
 async fn what_is_too_old_goes_by_age() {
     let mut rig = Rig::new();
     rig.telemetry(100, 1).await;
+    rig.flush().await;
     rig.clock.set(at(24 * 3_600));
     rig.turn().await;
     assert_eq!(rig.declared(Lane::Telemetry).await, BTreeMap::new(), "not a day yet");
-    rig.clock.set(at(24 * 3_600 + 2));
+    rig.clock.set(at(24 * 3_600 + 3));
     rig.turn().await;
     let declared = rig.declared(Lane::Telemetry).await;
-    assert_eq!((declared.len(), declared.values().all(|reason| *reason == LossReason::Age)), (100, true));
+    assert_eq!((declared.len(), declared.values().all(|reason| *reason == LossReason::Age)), (101, true));
     assert_eq!(rig.audit().await, Ok(()));
     rig.close().await;
 }
@@ -310,8 +343,11 @@ async fn the_alarms_of_the_outbox_follow_how_full_it_is() {
     let mut rig = Rig::new();
     let mut seconds = 0;
     while rig.evictions(Lane::Telemetry, LossReason::Quota) == 0 {
-        seconds += 600;
-        rig.telemetry(100, seconds).await;
+        for _ in 0..4 {
+            seconds += 600;
+            rig.telemetry(100, seconds).await;
+        }
+        rig.flush().await;
         rig.turn().await;
     }
     // The link is back, and everything is delivered.
