@@ -175,9 +175,13 @@ impl Rig {
     }
 
     async fn waiting(&self, lane: Lane) -> Vec<Stored> {
+        self.waiting_from(lane, 0).await
+    }
+
+    async fn waiting_from(&self, lane: Lane, position: u64) -> Vec<Stored> {
         let mut found: Vec<Stored> = Vec::new();
         loop {
-            let from = found.last().map_or(0, |last| last.position + 1);
+            let from = found.last().map_or(position, |last| last.position + 1);
             let more = self.keeper.task.store.read(lane, from, 256).await.expect("reads");
             if more.is_empty() {
                 return found;
@@ -241,7 +245,7 @@ impl Rig {
 async fn telemetry_goes_first_then_the_least_severe_alarms_and_all_of_it_is_declared() {
     let mut rig = Rig::new();
     // Ten minutes between two reports: summaries would hardly be smaller.
-    let (mut seconds, mut of_number) = (0, BTreeMap::new());
+    let (mut seconds, mut seen, mut of_number) = (0, 0, BTreeMap::new());
     for _ in 0..8 {
         for _ in 0..12 {
             seconds += 600;
@@ -260,7 +264,8 @@ async fn telemetry_goes_first_then_the_least_severe_alarms_and_all_of_it_is_decl
 
     for _ in 0..40 {
         rig.alarms(20).await;
-        for stored in rig.waiting(Lane::Alarm).await {
+        for stored in rig.waiting_from(Lane::Alarm, seen).await {
+            seen = stored.position + 1;
             of_number.insert(stored.record.sequence, quota::severity(&stored.record));
         }
         rig.turn().await;
