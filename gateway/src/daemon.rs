@@ -12,6 +12,7 @@ use crate::{
     clock::Clock,
     config::{Config, points::Points},
     http::{BindError, HttpTask, Names, View},
+    keeper::{self, KeeperTask},
     metrics::Metrics,
     notify::{Manager, Summary, WatchdogTask},
     pipeline::{INPUT_QUEUE, Input, Pipeline, Raised, core::Core},
@@ -68,7 +69,7 @@ impl Daemon {
             path: config.outbox.path.clone(),
             machine: machine(),
             boot: handles.clock.boot().clone(),
-            generation_size: store::GENERATION_SIZE,
+            generation_size: keeper::generation_size(config.outbox.max_size),
         };
         let (store, recovered, committers) = store::open(&options, &handles.metrics)?;
         for (bus, device) in config.modbus.iter().flat_map(|bus| bus.devices.iter().map(move |device| (bus, device))) {
@@ -100,6 +101,17 @@ impl Daemon {
         let Handles { clock, metrics, pulse, shutdown } = &handles;
         let (clock, metrics, shutdown, beat) =
             (clock.clone(), metrics.clone(), shutdown.clone(), pulse.stage("uplink"));
+        let keeper = KeeperTask {
+            outbox: config.outbox.clone(),
+            store: store.clone(),
+            pipeline: readings.clone(),
+            board: board.clone(),
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+            beat: pulse.stage("keeper"),
+            shutdown: shutdown.clone(),
+        };
+        supervisor.task("keeper", keeper.run());
         let uplink = UplinkTask::new(&config, store, readings.clone(), clock, metrics, beat, shutdown, board.clone());
         supervisor.task("uplink", uplink.run());
         sources(config, &readings, &handles, &mut supervisor);
