@@ -70,8 +70,11 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("uplink::message", &["alarm", "clock", "command", "config", "reading", "record", "store", "text"]),
     ("uplink::delivery", &["alarm::Severity", "clock", "config::DeliveredWhen", "record", "store", "wire"]),
     // What people see.
-    ("status", &["alarm", "clock", "config", "reading", "record", "store::Head", "supervise"]),
-    ("http", &["clock", "config", "metrics", "reading", "status", "supervise"]),
+    ("status", &["alarm", "clock", "config", "reading", "record", "store::Generation", "store::Head", "supervise"]),
+    (
+        "http",
+        &["clock", "config", "metrics", "reading", "record", "status", "store", "supervise", "uplink::message"],
+    ),
     ("notify", &["clock", "supervise"]),
     // The wiring.
     ("daemon", &["*"]),

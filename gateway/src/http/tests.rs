@@ -31,8 +31,8 @@ struct Served {
 async fn serve(limits: Limits) -> Served {
     let clock = Clock::manual("boot", at(100));
     let pulse = Pulse::new(clock.clone());
-    let view =
-        View { board: board(&clock, &pulse), metrics: Metrics::new(), pulse: pulse.clone(), clock: clock.clone() };
+    let (board, metrics) = (board(&clock, &pulse), Metrics::new());
+    let view = View { board, metrics, pulse: pulse.clone(), clock: clock.clone(), outbox: None };
     let free = "127.0.0.1:0".parse().expect("address");
     let config = config::Http { listen: free, metrics_listen: Some(free) };
     let names = Names::of(&segment("taman-elektrik-01"));
