@@ -69,6 +69,24 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ),
     ("uplink::message", &["alarm", "clock", "command", "config", "reading", "record", "store", "text"]),
     ("uplink::delivery", &["alarm::Severity", "clock", "config::DeliveredWhen", "record", "store", "wire"]),
+    (
+        "keeper",
+        &[
+            "alarm",
+            "clock",
+            "config::Outbox",
+            "metrics",
+            "pipeline::Certainty",
+            "pipeline::Input",
+            "pipeline::Summarised",
+            "reading",
+            "record",
+            "status",
+            "store",
+            "supervise",
+            "telemetry::cut",
+        ],
+    ),
     // What people see.
     ("status", &["alarm", "clock", "config", "reading", "record", "store::Generation", "store::Head", "supervise"]),
     (

@@ -23,6 +23,7 @@ pub mod config;
 mod contract;
 pub mod daemon;
 pub mod http;
+pub mod keeper;
 pub mod log;
 pub mod metrics;
 pub mod notify;

@@ -239,6 +239,18 @@ impl<'a> Node<'a> {
         self.outside(text, units::show_duration(*range.start()), units::show_duration(*range.end()))
     }
 
+    /// A size such as `"256MiB"` in bytes, within a range.
+    pub(super) fn size(self, range: RangeInclusive<u64>) -> Option<u64> {
+        let text = self.text()?;
+        let Some(bytes) = units::size(text) else {
+            return self.wrong("check-size", &[("value", text.into())]);
+        };
+        if range.contains(&bytes) {
+            return Some(bytes);
+        }
+        self.outside(text, units::show_size(*range.start()), units::show_size(*range.end()))
+    }
+
     /// A name of one segment.
     pub(super) fn segment(self) -> Option<Segment> {
         let text = self.text()?;

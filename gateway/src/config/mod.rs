@@ -206,6 +206,10 @@ pub struct CommandCenter {
 pub struct Outbox {
     /// Folder of the store.
     pub path: PathBuf,
+    /// What everything below it may take on the disk, in bytes.
+    pub max_size: u64,
+    /// Telemetry older than this is given up.
+    pub telemetry_max_age: Duration,
 }
 
 /// What the gateway serves.

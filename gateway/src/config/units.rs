@@ -1,4 +1,4 @@
-//! How durations, addresses and URLs are spelled in the configuration.
+//! How durations, sizes, addresses and URLs are spelled in the configuration.
 
 use std::{net::Ipv6Addr, time::Duration};
 
@@ -20,6 +20,25 @@ pub fn show_duration(duration: Duration) -> String {
     let fits = |unit_ms: u64| ms > 0 && ms.is_multiple_of(u128::from(unit_ms));
     let (unit, unit_ms) = UNITS_MS.into_iter().find(|(_, ms)| fits(*ms)).unwrap_or(("s", 1_000));
     format!("{}{unit}", ms / u128::from(unit_ms))
+}
+
+/// The units of a size, in bytes, largest first. Only these, so that nobody wonders which of two MB is meant.
+const UNITS_BYTES: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+
+/// Parses `512KiB`, `256MiB`, `1GiB` to bytes.
+pub fn size(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let unit_bytes = UNITS_BYTES.into_iter().find(|(name, _)| *name == unit)?.1;
+    number.parse::<u64>().ok()?.checked_mul(unit_bytes)
+}
+
+/// Spells a size of whole KiB in the largest unit that fits exactly.
+#[must_use]
+pub fn show_size(bytes: u64) -> String {
+    let fits = |unit_bytes: u64| bytes > 0 && bytes.is_multiple_of(unit_bytes);
+    let (unit, unit_bytes) = UNITS_BYTES.into_iter().find(|(_, bytes)| fits(*bytes)).unwrap_or(("KiB", 1 << 10));
+    format!("{}{unit}", bytes / unit_bytes)
 }
 
 /// Why a URL is not taken.
@@ -98,6 +117,18 @@ mod tests {
         for bad in ["", "5", "s", "1.5s", "-1s", "5 s", "1h30m", "5S", "99999999999999999999d", "18446744073709551615d"]
         {
             assert_eq!(duration(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_one_whole_number_and_one_unit() {
+        for (text, bytes) in [("512KiB", 512 << 10), ("256MiB", 256 << 20), ("3GiB", 3 << 30), ("1025MiB", 1025 << 20)]
+        {
+            assert_eq!(size(text), Some(bytes), "{text}");
+            assert_eq!(show_size(bytes), text);
+        }
+        for bad in ["", "5", "MiB", "1.5GiB", "-1MiB", "5 MiB", "5MB", "5mib", "17179869184GiB"] {
+            assert_eq!(size(bad), None, "{bad}");
         }
     }
 

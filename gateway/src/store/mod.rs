@@ -157,6 +157,23 @@ pub struct Head {
     pub oldest: Option<(BootId, Now)>,
 }
 
+/// One generation of a lane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Generation {
+    /// Its number: in the name of its folder.
+    pub number: u64,
+    /// Its first position.
+    pub first: u64,
+    /// The first position after it.
+    pub end: u64,
+    /// Records in it that wait.
+    pub waiting: u64,
+    /// What it takes on the disk, in bytes.
+    pub disk_bytes: u64,
+    /// Whether it is not written any more.
+    pub sealed: bool,
+}
+
 /// Why a store cannot be opened. What lies there is left as it is.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum OpenError {
