@@ -9,7 +9,6 @@ use super::{
     page::{Page, plain, table},
 };
 use crate::{
-    alarm::Texts,
     config::{self, Language, Need},
     reading::Reason,
     record::Lane,

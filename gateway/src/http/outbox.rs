@@ -4,7 +4,7 @@
 //! JSON object a line: `{"place":…,"event":{…}}`, the event as the command center would receive it, and at the end
 //! `{"next":PLACE}`, or `null` where nothing more waits. Reading confirms nothing.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -13,7 +13,6 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use prometheus::core::Collector;
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -26,13 +25,22 @@ use crate::{
         StatusBoard,
         outbox::{Aside, GenerationState, Lost, LostOver, Outbox, OutboxLane, cursor, line},
     },
-    store::{Store, inspect},
+    store::{Store, StoreError, inspect},
     supervise,
     uplink::message::{self, About, Sent},
 };
 
 /// Records in one page: about 256 KiB of events.
 const PAGE_RECORDS_MAX: usize = 256;
+
+/// Why the outbox cannot be shown now.
+#[derive(Debug, thiserror::Error)]
+enum Unavailable {
+    #[error("the outbox's folder cannot be read: {0}")]
+    Folder(#[from] io::Error),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
 
 /// The open outbox, for whoever asks.
 #[derive(Debug, Clone)]
@@ -55,7 +63,7 @@ impl OutboxView {
     }
 
     /// What the folder takes and what was set aside in it. On a card that hangs this hangs, and only this.
-    async fn folder(&self) -> std::io::Result<inspect::Folder> {
+    async fn folder(&self) -> io::Result<inspect::Folder> {
         let turn: OwnedSemaphorePermit = self.look.clone().acquire_owned().await.expect("it is never closed");
         let path = self.path.clone();
         let look = move || {
@@ -66,17 +74,20 @@ impl OutboxView {
         supervise::blocking(look).await
     }
 
-    async fn count(&self, board: &StatusBoard, metrics: &Metrics) -> std::io::Result<Outbox> {
+    async fn count(&self, board: &StatusBoard, metrics: &Metrics) -> Result<Outbox, Unavailable> {
         let folder = self.folder().await?;
-        let generations = |lane| self.store.generations(lane).borrow().iter().map(GenerationState::of).collect();
-        let lanes = board.lanes().into_iter();
+        let mut lanes = BTreeMap::new();
+        for (lane, state) in board.lanes() {
+            let generations = self.store.generations(lane).await?.iter().map(GenerationState::of).collect();
+            lanes.insert(lane, OutboxLane { state, generations });
+        }
         Ok(Outbox {
             gateway: self.about.gateway.clone(),
             path: self.path.clone(),
             disk_bytes: folder.disk_bytes,
             quota_bytes: Some(self.quota_bytes),
-            full_in_s: board.outbox_full_in_s(),
-            lanes: lanes.map(|(lane, state)| (lane, OutboxLane { state, generations: generations(lane) })).collect(),
+            full_in_s: None,
+            lanes,
             lost: lost(metrics),
             lost_over: LostOver::Run,
             aside: folder.aside.into_iter().map(|(name, bytes)| Aside { name, bytes }).collect(),
@@ -84,7 +95,7 @@ impl OutboxView {
         })
     }
 
-    async fn page(&self, lane: Lane, from: u64, limit: usize, clock: &Clock) -> Result<String, crate::store::StoreError> {
+    async fn page(&self, lane: Lane, from: u64, limit: usize, clock: &Clock) -> Result<String, StoreError> {
         let _turn = self.page.acquire().await.expect("it is never closed");
         let records = self.store.read(lane, from, limit.clamp(1, PAGE_RECORDS_MAX)).await?;
         let boots = self.store.boots();
@@ -108,7 +119,7 @@ async fn outbox(State(view): State<View>) -> Response {
     let Some(outbox) = &view.outbox else { return unavailable("the outbox is not open yet\n") };
     match outbox.count(&view.board, &view.metrics).await {
         Ok(counted) => Json(counted).into_response(),
-        Err(error) => unavailable(&format!("the outbox cannot be read: {error}\n")),
+        Err(error) => unavailable(&format!("{error}\n")),
     }
 }
 
@@ -134,20 +145,12 @@ fn unavailable(why: &str) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, why.to_owned()).into_response()
 }
 
-/// What was declared lost in this run, as the metric counts it.
+/// What was declared lost in this run, as the metric counts it; a series that was never counted is 0.
 fn lost(metrics: &Metrics) -> Vec<Lost> {
-    let families = metrics.outbox_lost.collect();
-    let series = families.iter().flat_map(|family| family.get_metric());
-    let mut lost: Vec<Lost> = series
-        .filter_map(|series| {
-            let label = |name| series.get_label().iter().find(|label| label.name() == name).map(|label| label.value());
-            let lane = Lane::ALL.into_iter().find(|lane| label("lane") == Some(lane.as_str()))?;
-            let reason = LossReason::ALL.into_iter().find(|reason| label("reason") == Some(reason.as_str()))?;
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of whole records")]
-            let count = series.get_counter().value() as u64;
-            (count > 0).then_some(Lost { lane, reason, count })
-        })
-        .collect();
-    lost.sort_by_key(|lost| (lost.lane, lost.reason.as_str()));
-    lost
+    let all = Lane::ALL.into_iter().flat_map(|lane| LossReason::ALL.map(|reason| (lane, reason)));
+    let counted = all.map(|(lane, reason)| {
+        let count = metrics.outbox_lost.with_label_values(&[lane.as_str(), reason.as_str()]).get();
+        Lost { lane, reason, count }
+    });
+    counted.filter(|lost| lost.count > 0).collect()
 }

@@ -36,7 +36,9 @@ impl Files {
                     Ok(kind) if kind.is_dir() => folders.push(path),
                     Ok(kind) if kind.is_file() => {
                         let size = size(&path);
-                        files.files.extend(files.note(&path, size).map(|size| (path, size)));
+                        if let Some(size) = files.note(&path, size) {
+                            files.files.push((path, size));
+                        }
                     }
                     _ => {}
                 }
