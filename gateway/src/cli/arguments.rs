@@ -168,6 +168,11 @@ fn outbox_command(language: Language, sub: &dyn Fn(&'static str, &str) -> Comman
     let output = path("output", "cli-outbox-output").short('o').long("output").value_name("FILE");
     let from_where = path("from", "cli-outbox-salvage-from").value_name("PATH").required(true);
     let salvage = sub("salvage", "cli-outbox-salvage").arg(from_where).arg(flag("events", "cli-outbox-events"));
+    let salvage_template = format!(
+        "{{about}}\n\n{}: {{usage}}\n\n{}:\n{{positionals}}\n{{options}}\n",
+        t("cli-usage"),
+        t("cli-options")
+    );
     sub("outbox", "cli-outbox")
         .subcommand_required(true)
         .arg_required_else_help(true)
@@ -177,7 +182,7 @@ fn outbox_command(language: Language, sub: &dyn Fn(&'static str, &str) -> Comman
         .subcommand(
             sub("export", "cli-outbox-export").arg(lane).arg(flag("all", "cli-outbox-all")).arg(output.clone()),
         )
-        .subcommand(salvage.arg(output))
+        .subcommand(salvage.arg(output).help_template(salvage_template))
 }
 
 #[cfg(test)]

@@ -375,3 +375,6 @@ fn declared(line: &Envelope<'_>) -> Option<(Lane, LossReason, u64)> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;
