@@ -12,7 +12,7 @@
 //!
 //! Reading order: `settled`, `envelope`, `layout`, `mark` (pure: what lies on the disk), `place`, `durable` (sled,
 //! made safe), `raw` and `sealed` (bytes without sled), `guard` (what is there), `chain` (one lane), `committer` (its
-//! thread), `open` (both chains, epochs).
+//! thread), `open` (both chains, epochs), `inspect` (a look from outside).
 
 mod chain;
 mod committer;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde::Deserialize;
+use tokio::runtime::Runtime;
 
 use super::{Extent, Listing, Seen, ToolError, event, find, look, output::Output, output::Progress, status::loss_key};
 use crate::{
@@ -34,7 +35,7 @@ enum Flow {
 
 /// Where the records are.
 enum Queue<'a> {
-    Daemon(&'a Config),
+    Daemon { config: &'a Config, runtime: Runtime },
     Disk { inspection: Inspection, about: About, clock: Clock },
 }
 
@@ -43,7 +44,7 @@ impl<'a> Queue<'a> {
     fn open(config: &'a Config, extent: Extent, language: Language) -> Result<(Seen, Self), ToolError> {
         let (seen, outbox) = find(config)?;
         if outbox.is_some() && extent == Extent::Waiting {
-            return Ok((seen, Self::Daemon(config)));
+            return Ok((seen, Self::Daemon { config, runtime: crate::cli::runtime() }));
         }
         let about = About::new(&config.gateway, &config.command_center.topic_prefix);
         Ok((seen, Self::Disk { inspection: look(config, language)?, about, clock: Clock::system() }))
@@ -58,10 +59,10 @@ impl<'a> Queue<'a> {
         mut take: impl FnMut(u64, &str) -> Result<Flow, ToolError>,
     ) -> Result<(), ToolError> {
         match self {
-            Self::Daemon(config) => {
+            Self::Daemon { config, runtime } => {
                 let mut next = Some(from);
                 while let Some(from) = next {
-                    let page = page(config, lane, from)?;
+                    let page = runtime.block_on(page(config, lane, from))?;
                     for (place, json) in page.events() {
                         if take(place, json)? == Flow::Stop {
                             return Ok(());
@@ -117,10 +118,10 @@ impl Answer {
     }
 }
 
-fn page(config: &Config, lane: Lane, from: u64) -> Result<Answer, ToolError> {
+async fn page(config: &Config, lane: Lane, from: u64) -> Result<Answer, ToolError> {
     let listen = config.http.listen;
     let path = format!("/api/v1/outbox/{}?from={from}&limit={PAGE_EVENTS}", lane.as_str());
-    let body = crate::cli::runtime().block_on(ask::get(listen, &path, PAGE_LEN_MAX)).map_err(ToolError::CutOff)?;
+    let body = ask::get(listen, &path, PAGE_LEN_MAX).await.map_err(ToolError::CutOff)?;
     let answer = String::from_utf8(body.into()).ok().and_then(Answer::parse);
     answer.ok_or_else(|| ToolError::CutOff(AskError::foreign(listen, "the list of records is not whole")))
 }
