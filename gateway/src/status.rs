@@ -16,8 +16,8 @@ use std::{
 use tokio::sync::watch;
 
 pub use self::snapshot::{
-    ALARMS_MAX, About, Communication, DEVICES_MAX, DeviceState, LaneState, LinkWord, Snapshot, Stage, Standing,
-    StandingAlarm, Uplink,
+    ALARMS_MAX, About, Communication, DEVICES_MAX, DeviceState, LaneState, LinkWord, OutboxState, Snapshot, Stage,
+    Standing, StandingAlarm, Uplink,
 };
 use crate::{
     alarm::{State, Transition},
@@ -96,6 +96,7 @@ struct Parts {
     uplink: Option<UplinkState>,
     last_reason: Option<String>,
     heads: Vec<(Lane, watch::Receiver<Head>)>,
+    outbox: Option<OutboxState>,
     alarms: Standing,
     devices: BTreeMap<Segment, DeviceUpdate>,
 }
@@ -110,6 +111,7 @@ impl StatusBoard {
             uplink: None,
             last_reason: None,
             heads: Vec::new(),
+            outbox: None,
             alarms: Standing::default(),
             devices: BTreeMap::new(),
         };
@@ -126,6 +128,17 @@ impl StatusBoard {
     /// The store is open: where its lanes can be looked up from now on.
     pub fn set_lanes(&self, heads: impl IntoIterator<Item = (Lane, watch::Receiver<Head>)>) {
         self.parts().heads = heads.into_iter().collect();
+    }
+
+    /// The outbox was measured.
+    pub fn set_outbox(&self, outbox: OutboxState) {
+        self.parts().outbox = Some(outbox);
+    }
+
+    /// How full the outbox is, once it was measured.
+    #[must_use]
+    pub fn outbox(&self) -> Option<OutboxState> {
+        self.parts().outbox
     }
 
     /// The start is complete.
@@ -202,6 +215,7 @@ impl StatusBoard {
             ready: parts.ready,
             uplink: parts.uplink.as_ref().map(|uplink| Uplink::of(uplink, parts.last_reason.clone(), now)),
             lanes: self.lanes_of(&parts, now).collect(),
+            outbox: parts.outbox,
             alarms: parts.alarms.clone(),
             devices: parts.devices.values().map(|device| DeviceState::of(device, now)).collect(),
             stages: self.pulse.idle().into_iter().map(stage).collect(),

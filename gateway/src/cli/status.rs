@@ -12,7 +12,7 @@ use crate::{
     config::{self, Language, Need},
     reading::Reason,
     record::Lane,
-    status::{Communication, DeviceState, LaneState, LinkWord, Snapshot, StandingAlarm, Uplink},
+    status::{Communication, DeviceState, LaneState, LinkWord, OutboxState, Snapshot, StandingAlarm, Uplink},
     supervise::STALLED_AFTER,
 };
 
@@ -64,8 +64,9 @@ pub fn render(seen: &Snapshot, language: Language) -> String {
     let clock = if seen.clock_trusted { "status-clock-trusted" } else { "status-clock-untrusted" };
     out.push_str(&page.row("status-clock", &page.say(clock, &[])));
     page.uplink(&mut out, seen.uplink.as_ref());
-    for (i, (lane, state)) in seen.lanes.iter().enumerate() {
-        out.push_str(&page.row(if i == 0 { "status-outbox" } else { "" }, &page.lane_line(*lane, state)));
+    let lanes = seen.lanes.iter().map(|(lane, state)| page.lane_line(*lane, state));
+    for (i, text) in lanes.chain(seen.outbox.map(|outbox| page.disk(outbox))).enumerate() {
+        out.push_str(&page.row(if i == 0 { "status-outbox" } else { "" }, &text));
     }
     page.stages(&mut out, seen);
     page.alarms(&mut out, seen);
@@ -107,6 +108,22 @@ impl Page {
             ("age", state.oldest_age_s.map_or_else(|| "?".into(), |age| self.duration(age)).into()),
         ];
         self.say("status-lane-waiting", &args)
+    }
+
+    fn disk(&self, outbox: OutboxState) -> String {
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let key = match (outbox.evicting, outbox.full_in_s) {
+            (true, _) => "status-disk-evicting",
+            (false, Some(_)) => "status-disk-filling",
+            (false, None) => "status-disk",
+        };
+        let args = [
+            ("used", mib(outbox.disk_bytes).into()),
+            ("quota", mib(outbox.quota_bytes).into()),
+            ("percent", outbox.filled_percent.into()),
+            ("full", self.duration(outbox.full_in_s.unwrap_or(0)).into()),
+        ];
+        self.say(key, &args)
     }
 
     fn stages(&self, out: &mut String, seen: &Snapshot) {
@@ -231,6 +248,13 @@ mod tests {
             let (name, source) = (segment(name), "cabinet".into());
             board.set_device(DeviceUpdate { name, source, communication, reason, last_good });
         }
+        board.set_outbox(OutboxState {
+            disk_bytes: 120 << 20,
+            quota_bytes: 256 << 20,
+            filled_percent: 50,
+            full_in_s: Some(9 * 3_600 + 180),
+            evicting: false,
+        });
         clock.set(at(12));
         (clock, pulse, board)
     }
@@ -244,6 +268,7 @@ taman-elektrik-01 · Taman Elektrik
   Jam             tersinkron
   Pusat komando   terputus dari mqtt://cc1.example.go.id:1883 sejak 12 detik; mencoba lagi dalam 1 menit 18 detik
                   sebab terakhir: the link is [2J silent
+  Antrean kirim   di disk: 120 dari 256 MiB, terisi 50 %; penuh dalam 9 jam 3 menit
   Proses          1 tahap, semuanya berjalan
 
 Alarm yang masih berdiri: 2
@@ -267,6 +292,7 @@ Perangkat: 2, tidak menjawab: 1
         let page = render(&board.snapshot(), Language::English);
         for line in [
             "  Command center  cut off from mqtt://cc1.example.go.id:1883 for 12 s; next attempt in 1 min 18 s\n",
+            "  Outbox          on disk: 120 of 256 MiB, 50 % full; full in 9 h 3 min\n",
             "  critical  ACKED  pump/level/open  1970-01-01T00:00:09.000Z      Cabinet door open\n",
             "  bad   pump   cabinet  never read    no answer in time\n",
         ] {

@@ -81,12 +81,13 @@ impl OutboxView {
             let generations = self.store.generations(lane).await?.iter().map(GenerationState::of).collect();
             lanes.insert(lane, OutboxLane { state, generations });
         }
+        let measured = board.outbox();
         Ok(Outbox {
             gateway: self.about.gateway.clone(),
             path: self.path.clone(),
             disk_bytes: folder.disk_bytes,
-            quota_bytes: Some(self.quota_bytes),
-            full_in_s: None,
+            quota_bytes: Some(measured.map_or(self.quota_bytes, |measured| measured.quota_bytes)),
+            full_in_s: measured.and_then(|measured| measured.full_in_s),
             lanes,
             lost: lost(metrics),
             lost_over: LostOver::Run,

@@ -2,6 +2,8 @@
 //!
 //! Reading order: `quota` (what gives way), `thin` (telemetry to summaries), `forecast` (when it will be full).
 
+mod disk;
 pub mod forecast;
 pub mod quota;
 pub mod thin;
+mod warning;

@@ -5,10 +5,14 @@
 //! Telemetry goes first, its oldest generation whole; then alarm records, those of the lowest severity first and of them
 //! the oldest generation's; stream events never.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use crate::{
     alarm::Severity,
+    clock::{BootId, Boots, Dated, Now},
     record::{Body, LossReason, Record},
     store::Generation,
 };
@@ -173,6 +177,22 @@ impl Quota {
     #[must_use]
     pub const fn evicting(&self) -> bool {
         self.telemetry.evicting || self.all.evicting
+    }
+}
+
+/// Whether a record is older than that: by the monotonic clock if it is of this boot, else by a wall clock that both are
+/// known by (DESIGN.md §8). What nobody can tell is not old.
+#[must_use]
+pub fn is_older(max_age: Duration, recorded: (&BootId, Now), now: (&BootId, Now), boots: &Boots) -> bool {
+    if recorded.0 == now.0 {
+        return now.1.since(recorded.1) > max_age;
+    }
+    match (boots.date(recorded.0, recorded.1), now.1.trusted) {
+        (Dated::Known { wall_ms }, true) => {
+            let age_ms = now.1.wall_ms.saturating_sub(wall_ms);
+            u64::try_from(age_ms).is_ok_and(|age_ms| Duration::from_millis(age_ms) > max_age)
+        }
+        (Dated::Known { .. } | Dated::Between { .. }, _) => false,
     }
 }
 
@@ -364,5 +384,30 @@ mod tests {
         let mut next = || next(&mut quota, &full, None);
         assert_eq!(next(), Act::Alarms(generation(1, true), Severity::Info));
         assert_eq!(next(), Act::Alarms(generation(1, true), Severity::Info), "until it is said what is left");
+    }
+
+    #[test]
+    fn an_untrusted_clock_makes_nothing_old() {
+        let day = Duration::from_secs(86_400);
+        let (before, boot) = (BootId::new("before"), BootId::new("now"));
+        let at = |hours: u64, trusted| {
+            let mono_ms = hours * 3_600_000;
+            Now { mono_ms, wall_ms: i64::try_from(mono_ms).expect("small"), trusted }
+        };
+        for (of, recorded, now, old) in [
+            (&boot, at(1, false), at(26, false), true), // the monotonic clock needs no trust
+            (&boot, at(1, false), at(25, false), false),
+            (&before, at(1, true), at(26, true), true),
+            (&before, at(1, true), at(25, true), false),
+            (&before, at(1, true), at(26, false), false),
+            (&before, at(1, false), at(26, true), false),
+            (&before, at(26, true), at(1, true), false), // a clock that was set back
+        ] {
+            assert_eq!(
+                is_older(day, (of, recorded), (&boot, now), &Boots::default()),
+                old,
+                "{of} {recorded:?} {now:?}"
+            );
+        }
     }
 }

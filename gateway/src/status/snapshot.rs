@@ -37,6 +37,8 @@ pub struct Snapshot {
     pub uplink: Option<Uplink>,
     /// The outbox by lane; empty until the store is open.
     pub lanes: BTreeMap<Lane, LaneState>,
+    /// The outbox on the disk; absent until it is measured.
+    pub outbox: Option<OutboxState>,
     /// What stands.
     pub alarms: Standing,
     /// Every device, by name; at most [`DEVICES_MAX`].
@@ -111,6 +113,21 @@ pub struct LaneState {
     pub bytes: u64,
     /// Age of the oldest waiting one; absent when none waits, or when no trusted clock spans the restart since.
     pub oldest_age_s: Option<u64>,
+}
+
+/// How full the outbox is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutboxState {
+    /// What it takes on the disk.
+    pub disk_bytes: u64,
+    /// What it may take: as configured, or what the disk has.
+    pub quota_bytes: u64,
+    /// How full it is before something is given up.
+    pub filled_percent: u64,
+    /// When it will be full if it goes on growing like this; absent if it does not.
+    pub full_in_s: Option<u64>,
+    /// Whether something is being given up.
+    pub evicting: bool,
 }
 
 /// Alarms that are not quiet.

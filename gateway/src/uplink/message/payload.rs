@@ -277,6 +277,21 @@ pub struct Vitals {
     pub backlog: Backlog,
     /// Alarms that are not NORM.
     pub alarms_standing: u64,
+    /// How full the outbox is, once it was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outbox: Option<OutboxVitals>,
+}
+
+/// How full the outbox is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct OutboxVitals {
+    /// What it takes on the disk.
+    pub disk_bytes: u64,
+    /// What it may take.
+    pub quota_bytes: u64,
+    /// When it will be full if it goes on growing like this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full_in_s: Option<u64>,
 }
 
 /// Records waiting for delivery.

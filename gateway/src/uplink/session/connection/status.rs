@@ -76,6 +76,11 @@ pub(in crate::uplink::session) fn status(
             uptime_s: now.since(task.started).as_secs(),
             backlog: message::Backlog { a: a.records, t: t.records },
             alarms_standing,
+            outbox: task.board.outbox().map(|outbox| message::OutboxVitals {
+                disk_bytes: outbox.disk_bytes,
+                quota_bytes: outbox.quota_bytes,
+                full_in_s: outbox.full_in_s,
+            }),
         },
     }
 }
