@@ -242,7 +242,6 @@ fn line_at(media: &mut impl Media, place: &Place) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
     use proptest::prelude::*;
 

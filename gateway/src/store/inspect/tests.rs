@@ -173,7 +173,10 @@ fn line(kind: Kind, commit: u64, key: &str, payload: &[u8]) -> Vec<u8> {
 
 /// The record of the document.
 fn example() -> (Record, Vec<u8>) {
-    let record = raised(&Epoch::parse("7k2m9x4p0q8r5t1w").expect("epoch"), 4211, "panel/door/open");
+    let mut record = raised(&Epoch::parse("7k2m9x4p0q8r5t1w").expect("epoch"), 4211, "panel/door/open");
+    if let Body::Alarm(transition) = &mut record.body {
+        transition.occurrence = 3;
+    }
     let payload = envelope::payload(&record).expect("small");
     let bytes = line(Kind::Record, 0x10f3, "a-7k2m9x4p0q8r5t1w-4211-4215", &payload);
     (record, bytes)
@@ -188,7 +191,7 @@ fn hexdump(bytes: &[u8]) -> String {
     let row = |(row, bytes): (usize, &[u8])| {
         let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let (left, right) = hex.split_at(8);
-        format!("    {:08x}  {}  {}  |{}|\n", row * 16, left.join(" "), right.join(" "), text(bytes))
+        format!("    {:08x}  {}  {}  |{}|\n", row * 16, left.join(" "), right.join(" "), std::str::from_utf8(bytes).expect("text"))
     };
     bytes.chunks_exact(16).enumerate().map(row).collect()
 }
