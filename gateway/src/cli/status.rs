@@ -212,7 +212,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        alarm::State,
+        alarm::{Severity, State},
         clock::{Clock, Now},
         config,
         http::{HttpTask, Names, View},
