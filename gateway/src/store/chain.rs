@@ -128,7 +128,7 @@ impl Chain {
     /// stable storage.
     pub(super) fn open(
         found: Found,
-        epoch: EpochMeta,
+        epoch: &EpochMeta,
         carried: Vec<Put>,
         setup: &Setup<'_>,
     ) -> Result<Self, StoreError> {
@@ -137,8 +137,9 @@ impl Chain {
         let (next_position, oldest) = (found.next_position, None);
         let head = Head { status, next_position, records: 0, bytes: 0, missing: 0, oldest };
         let session = found.word(word::SESSION).unwrap_or(0);
-        let earlier = found.epochs.iter().filter(|known| known.epoch != epoch.epoch).cloned().collect();
-        let begins = found.epoch() != Some(&epoch);
+        let (earlier, empty): (Vec<_>, Vec<_>) =
+            found.epochs.iter().filter(|known| known.epoch != epoch.epoch).cloned().partition(|e| e.base < epoch.base);
+        let begins = found.epoch() != Some(epoch);
         let (made, open_bytes) = (found.made, found.open_bytes);
         let sealed = found.sealed.iter().map(|(number, meta)| Part::sealed(*number, *meta));
         let mut parts: Vec<Part> = sealed.collect();
@@ -187,8 +188,9 @@ impl Chain {
                 chain.put(Put::word(word::VOID, &[(chain.commit + 1, chain.next_commit - 1)]));
             }
             if begins {
-                chain.put(Put::epoch(&epoch));
+                chain.put(Put::epoch(epoch));
             }
+            empty.iter().for_each(|epoch| chain.put(Put::no_epoch(&epoch.epoch)));
         }
         if found.damage.is_some() || chain.parts.iter().any(|part| part.has_holes) {
             chain.survey()?;
@@ -254,7 +256,13 @@ impl Chain {
         let replaced = Some(self.staged.epoch.epoch.clone());
         let new = EpochMeta { epoch, base, replaced, started: None, uncertain_from: None };
         self.put(Put::epoch(&new));
-        self.earlier.push(std::mem::replace(&mut self.staged.epoch, new));
+        let before = std::mem::replace(&mut self.staged.epoch, new);
+        if before.base < base {
+            self.earlier.push(before);
+        } else {
+            // No record was ever numbered in it.
+            self.put(Put::no_epoch(&before.epoch));
+        }
     }
 
     /// Stages a value; of two with one key the later holds.
@@ -359,7 +367,7 @@ impl Chain {
             .iter()
             .zip(ends)
             .filter(|(epoch, end)| covered(epoch.base + 1, end + 1))
-            .map(|(epoch, _)| Put { kind: Kind::Epoch, key: epoch.epoch.to_string(), payload: Vec::new() })
+            .map(|(epoch, _)| Put::no_epoch(&epoch.epoch))
             .collect();
         debug_assert!(!drained.contains(&open.number), "only sealed generations are looked at");
         self.earlier.retain(|epoch| over.iter().all(|put| put.key != epoch.epoch.as_str()));

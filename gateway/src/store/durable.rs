@@ -81,12 +81,7 @@ impl Database {
         catch_unwind(AssertUnwindSafe(|| work(self))).unwrap_or_else(|panic| Err(Fault::Damaged(panic_text(&*panic))))
     }
 
-    fn attempt(
-        chain: &'static str,
-        folder: &Path,
-        sync_file: &SyncFile,
-        metrics: &Metrics,
-    ) -> Result<Self, Fault> {
+    fn attempt(chain: &'static str, folder: &Path, sync_file: &SyncFile, metrics: &Metrics) -> Result<Self, Fault> {
         // No background thread: it would sync twice a second even when nothing changed. Its other work, moving live
         // pages together, is not missed: a generation is left behind before that would pay.
         let config = sled::Config::new()

@@ -64,16 +64,8 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 8] = [
-        Self::Alarm,
-        Self::Answer,
-        Self::Boot,
-        Self::Count,
-        Self::Epoch,
-        Self::Generation,
-        Self::Record,
-        Self::Word,
-    ];
+    pub const ALL: [Self; 8] =
+        [Self::Alarm, Self::Answer, Self::Boot, Self::Count, Self::Epoch, Self::Generation, Self::Record, Self::Word];
 
     /// Its letter.
     #[must_use]

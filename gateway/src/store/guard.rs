@@ -79,11 +79,11 @@ pub(super) struct Looker<'a> {
 
 impl Looker<'_> {
     /// Looks at a chain.
-    pub(super) fn look(&self, place: Place) -> Result<Found, OpenError> {
-        self.try_look(&place).map_err(|fault| match fault {
+    pub(super) fn look(&self, place: &Place) -> Result<Found, OpenError> {
+        self.try_look(place).map_err(|fault| match fault {
             Fault::Refused(error) => error,
-            Fault::Machine(error) => refused(&place, &error),
-            Fault::Damaged(reason) => refused(&place, &io::Error::other(reason)),
+            Fault::Machine(error) => refused(place, &error),
+            Fault::Damaged(reason) => refused(place, &io::Error::other(reason)),
         })
     }
 
@@ -109,7 +109,7 @@ impl Looker<'_> {
                 continue;
             }
             match self.open_newest(place, newest, alone, &view, known, was_used) {
-                Ok((database, view)) => return Ok(whole(place, mark_file, (newest, database), &view, &numbers)?),
+                Ok((database, view)) => return whole(place, mark_file, (newest, database), &view, &numbers),
                 Err(Fault::Damaged(why)) => {
                     reason = Some(why);
                     restore(place, newest, &bytes)?;
@@ -124,7 +124,7 @@ impl Looker<'_> {
                 let reason = reason.unwrap_or_else(|| "no generation is left".to_owned());
                 error!(chain = place.chain, "the store is damaged: {reason}; what is whole in it is kept");
                 let numbers = place.generations()?;
-                self.salvage(place, mark_file, mark, &numbers, reason).map_err(Fault::from)
+                self.salvage(place, mark_file, mark.as_ref(), &numbers, reason).map_err(Fault::from)
             }
         }
     }
@@ -174,26 +174,26 @@ impl Looker<'_> {
         &self,
         place: &Place,
         mark_file: MarkFile,
-        mark: Option<Mark>,
+        mark: Option<&Mark>,
         numbers: &[u64],
         reason: String,
     ) -> io::Result<Found> {
         let generations: Vec<Bytes> = numbers.iter().map(|number| Bytes::File(place.data(*number))).collect();
-        let known = mark.as_ref().map_or(0, |mark| mark.commit);
+        let known = mark.map_or(0, |mark| mark.commit);
         let view = View::of(self.lane, &generations, known, u64::MAX)?;
         let found_end = view.records.iter().filter_map(|r| Some(*r.positions.iter().next_back()?.end() + 1)).max();
         let said = view.word::<NextMeta>(word::NEXT).map_or(1, |next| next.next);
-        let next = [found_end.unwrap_or(1), said, mark.as_ref().map_or(1, |mark| mark.next)].into_iter().max();
+        let next = [found_end.unwrap_or(1), said, mark.map_or(1, |mark| mark.next)].into_iter().max();
         let next = next.unwrap_or(1);
         // Without a mark nobody knows how much more there was.
-        let end = mark.as_ref().map_or(next + RESERVED_AT_ONCE, |mark| mark.end(self.boot).max(next));
+        let end = mark.map_or(next + RESERVED_AT_ONCE, |mark| mark.end(self.boot).max(next));
         let mut settled = view.word::<Vec<(u64, u64)>>(word::SETTLED).and_then(|ranges| Settled::load(&ranges, end));
         let settled = settled.get_or_insert_with(Settled::new);
-        if let Some(mark) = &mark {
+        if let Some(mark) = mark {
             settled.insert_all(1, mark.settled);
         }
         let mut epochs = epochs(&view);
-        if let Some(Mark { epoch, base, .. }) = &mark
+        if let Some(Mark { epoch, base, .. }) = mark
             && epochs.last().is_none_or(|last| last.base < *base)
         {
             let replaced = epochs.last().map(|last| last.epoch.clone());
@@ -282,13 +282,7 @@ fn refuse_other_formats(place: &Place, number: u64, view: &View) -> Result<(), F
     }
 }
 
-fn whole(
-    place: &Place,
-    mark: MarkFile,
-    open: (u64, Database),
-    view: &View,
-    numbers: &[u64],
-) -> Result<Found, Fault> {
+fn whole(place: &Place, mark: MarkFile, open: (u64, Database), view: &View, numbers: &[u64]) -> Result<Found, Fault> {
     let garbled = |what: &str| Fault::Damaged(format!("{what} cannot be understood"));
     let made: MadeMeta = view.word(word::MADE).ok_or_else(|| garbled("the beginning"))?;
     let NextMeta { next, .. } = view.word(word::NEXT).ok_or_else(|| garbled("the next position"))?;
@@ -352,7 +346,8 @@ fn refused(place: &Place, error: &io::Error) -> OpenError {
 /// Puts the bytes back that sled was given; what it made of them is set aside.
 fn restore(place: &Place, number: u64, bytes: &Bytes) -> io::Result<()> {
     let Bytes::Memory(bytes) = bytes else { return Ok(()) };
-    let untouched = Bytes::take(&place.data(number))?.is_some_and(|now| matches!(&now, Bytes::Memory(now) if now == bytes));
+    let untouched =
+        Bytes::take(&place.data(number))?.is_some_and(|now| matches!(&now, Bytes::Memory(now) if now == bytes));
     if untouched {
         return Ok(());
     }

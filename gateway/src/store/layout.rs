@@ -199,6 +199,11 @@ impl Put {
         Self { kind: Kind::Epoch, key: meta.epoch.to_string(), payload: json(meta) }
     }
 
+    /// That an epoch is over and nothing of it waits.
+    pub(super) fn no_epoch(epoch: &Epoch) -> Self {
+        Self { kind: Kind::Epoch, key: epoch.to_string(), payload: Vec::new() }
+    }
+
     /// A sealed generation; none when it is gone.
     pub(super) fn generation(number: u64, meta: Option<&SealedMeta>) -> Self {
         Self { kind: Kind::Generation, key: format!("{number:010}"), payload: meta.map(json).unwrap_or_default() }

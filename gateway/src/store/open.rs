@@ -56,7 +56,7 @@ pub(super) fn open_on(
     let lock = lock(&options.path)?;
     let look = |chain, lane| {
         let place = Place { chain, root: options.path.clone() };
-        Looker { lane, boot: &options.boot, sync_file, metrics }.look(place)
+        Looker { lane, boot: &options.boot, sync_file, metrics }.look(&place)
     };
     let (alarm, telemetry) = (look("alarm", Lane::Alarm)?, look("telemetry", Lane::Telemetry)?);
     let epoch = match decide(&options.machine, &alarm, &telemetry) {
@@ -90,9 +90,9 @@ pub(super) fn open_on(
     let carried = boot_entries(&boots).into_iter().filter(|_| entered);
     let machine = Put::word(word::MACHINE, &options.machine);
     let alarm_setup = setup(Lane::Alarm, Some(&*options.machine));
-    let alarm = Chain::open(alarm, epoch.clone(), carried.chain([machine]).collect(), &alarm_setup)?;
+    let alarm = Chain::open(alarm, &epoch, carried.chain([machine]).collect(), &alarm_setup)?;
     let telemetry_epoch = telemetry_epoch(&telemetry, &epoch.epoch);
-    let telemetry = Chain::open(telemetry, telemetry_epoch, Vec::new(), &setup(Lane::Telemetry, None))?;
+    let telemetry = Chain::open(telemetry, &telemetry_epoch, Vec::new(), &setup(Lane::Telemetry, None))?;
 
     let mut answers = states.answers;
     answers.sort_by_key(|answer| (boots.rank(&answer.boot), answer.at.mono_ms));

@@ -127,11 +127,7 @@ impl Place {
     }
 
     /// Writes the data file of a sealed generation anew with these lines, durably; readers see the old or the new one.
-    pub(super) fn replace(
-        &self,
-        number: u64,
-        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-    ) -> io::Result<()> {
+    pub(super) fn replace(&self, number: u64, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
         let (half, folder) = (self.compacting(number), self.folder(number));
         if half.exists() {
             fs::remove_dir_all(&half)?;

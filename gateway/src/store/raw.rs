@@ -176,10 +176,13 @@ pub(super) struct Commits {
     pub(super) void: RangeInclusiveSet<u64>,
 }
 
+/// The keys a commit left, and its end.
+type Seen = (BTreeSet<(Kind, String)>, Option<NextMeta>);
+
 impl Commits {
     fn of(generations: &[Bytes], known: u64) -> io::Result<Self> {
         let mut commits = Self::default();
-        let mut latest: BTreeMap<u64, (BTreeSet<(Kind, String)>, Option<NextMeta>)> = BTreeMap::new();
+        let mut latest: BTreeMap<u64, Seen> = BTreeMap::new();
         for bytes in generations {
             bytes.scan(|_, line| {
                 if line.name() == (Kind::Word, word::VOID) {

@@ -74,7 +74,8 @@ impl Chain {
         self.database.write(batch)?;
         self.settled_saved = self.settled.saved();
         let sealed = &self.parts[..self.parts.len() - 1];
-        let generations: Vec<Put> = sealed.iter().map(|part| Put::generation(part.number, Some(&part.meta()))).collect();
+        let generations: Vec<Put> =
+            sealed.iter().map(|part| Put::generation(part.number, Some(&part.meta()))).collect();
         let epochs: Vec<Put> = self.earlier.iter().chain([&self.durable.epoch]).map(Put::epoch).collect();
         self.made = MadeMeta { size: self.database.size(), first: self.durable.next_position };
         let words = [
@@ -110,14 +111,18 @@ impl Chain {
             sync_file: &self.sync_file,
             metrics: &self.metrics,
         };
-        let next = Part { number: old.number + 1, first: old.end, end: old.end, waiting: 0, bytes: 0, has_holes: false };
+        let next =
+            Part { number: old.number + 1, first: old.end, end: old.end, waiting: 0, bytes: 0, has_holes: false };
         let database = make(&self.place, next.number, &setup)?;
         let old_database = std::mem::replace(&mut self.database, database);
         info!(chain = self.name(), generation = next.number, "a new generation of the store begins");
         self.parts.push(next);
         self.furnish(states(&old_database))?;
         if old_database.has_blobs() {
-            error!(chain = self.name(), "the store has blob files, which a power cut can destroy: a value was too large");
+            error!(
+                chain = self.name(),
+                "the store has blob files, which a power cut can destroy: a value was too large"
+            );
             self.metrics.outbox_blobs.with_label_values(&[self.name()]).inc();
         }
         drop(old_database);
@@ -201,9 +206,7 @@ impl Chain {
         let (_, sealed) = self.parts.split_last().expect("one is open");
         let Some(part) = sealed.iter().find(|part| part.number == number).cloned() else { return Ok(()) };
         let old = Sealed::open(&self.place.data(number), self.lane).map_err(|e| self.unreadable(&e))?;
-        let waits = |position: &u64| {
-            (part.first..part.end).contains(position) && !self.settled.contains(*position)
-        };
+        let waits = |position: &u64| (part.first..part.end).contains(position) && !self.settled.contains(*position);
         let lines = old.positions().filter(waits).filter_map(|position| old.line(position));
         let mut bytes = 0;
         let write = |file: &mut dyn std::io::Write| {
@@ -277,7 +280,11 @@ fn states(database: &Database) -> impl Iterator<Item = Result<(Vec<u8>, Vec<u8>)
                 Ok(None) => return None,
                 Err(error) => return Some(Err(error)),
             };
-            after = Some(if key[0] == Kind::Record.letter() { sled::IVec::from(&[Kind::Record.letter() + 1]) } else { key.clone() });
+            after = Some(if key[0] == Kind::Record.letter() {
+                sled::IVec::from(&[Kind::Record.letter() + 1])
+            } else {
+                key.clone()
+            });
             let alive = Envelope::read(&line).is_some_and(|(line, _)| is_carried(line.kind, line.payload));
             if alive {
                 return Some(Ok((key.to_vec(), line.to_vec())));
