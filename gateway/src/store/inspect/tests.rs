@@ -148,7 +148,8 @@ fn another_format_is_named_and_a_damaged_generation_as_well() {
     let db = dir.path().join("alarm-1/db");
     fs::write(&db, b"gardu3 r 00").expect("a file");
     assert!(matches!(look(dir.path(), |_, _| {}), Err(LookError::Format { found: 3, .. })));
-    fs::write(&db, line(Kind::Word, 7, "session", b"3")).expect("a file");
+    let next = json(&NextMeta { next: 4216, lines: 2, after: 0x10f2 });
+    fs::write(&db, [example().1, line(Kind::Word, 0x10f3, "next", &next)].concat()).expect("a file");
     let inspection = look(dir.path(), |_, _| {}).expect("can be looked at");
     assert_eq!((inspection.lanes.len(), inspection.unreadable[0].0.as_str()), (0, "alarm-1"));
 }
