@@ -89,10 +89,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ),
     // What people see.
     ("status", &["alarm", "clock", "config", "reading", "record", "store::Generation", "store::Head", "supervise"]),
-    (
-        "http",
-        &["clock", "config", "metrics", "reading", "record", "status", "store", "supervise", "uplink::message"],
-    ),
+    ("http", &["clock", "config", "metrics", "reading", "record", "status", "store", "supervise", "uplink::message"]),
     ("notify", &["clock", "supervise"]),
     // The wiring.
     ("daemon", &["*"]),

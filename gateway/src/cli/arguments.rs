@@ -168,20 +168,15 @@ fn outbox_command(language: Language, sub: &dyn Fn(&'static str, &str) -> Comman
     let output = path("output", "cli-outbox-output").short('o').long("output").value_name("FILE");
     let from_where = path("from", "cli-outbox-salvage-from").value_name("PATH").required(true);
     let salvage = sub("salvage", "cli-outbox-salvage").arg(from_where).arg(flag("events", "cli-outbox-events"));
-    let salvage_template = format!(
-        "{{about}}\n\n{}: {{usage}}\n\n{}:\n{{positionals}}\n{{options}}\n",
-        t("cli-usage"),
-        t("cli-options")
-    );
+    let salvage_template =
+        format!("{{about}}\n\n{}: {{usage}}\n\n{}:\n{{positionals}}\n{{options}}\n", t("cli-usage"), t("cli-options"));
     sub("outbox", "cli-outbox")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .disable_help_subcommand(true)
         .subcommand(sub("status", "cli-outbox-status").arg(json.clone()))
         .subcommand(sub("list", "cli-outbox-list").arg(lane.clone()).arg(from).arg(limit).arg(json.clone()))
-        .subcommand(
-            sub("export", "cli-outbox-export").arg(lane).arg(flag("all", "cli-outbox-all")).arg(output.clone()),
-        )
+        .subcommand(sub("export", "cli-outbox-export").arg(lane).arg(flag("all", "cli-outbox-all")).arg(output.clone()))
         .subcommand(salvage.arg(output).help_template(salvage_template))
 }
 
@@ -224,7 +219,9 @@ mod tests {
             outbox::Task::Export { lane: None, extent: Extent::All, to: Some("/media/usb/alarms.jsonl".into()) };
         let want = (What::Outbox(export), PathBuf::from(CONFIG_DEFAULT));
         assert_eq!(task("gardu outbox export --all -o /media/usb/alarms.jsonl"), Ok(want));
-        for wrong in ["gardu outbox salvage", "gardu outbox list --from 9", "gardu outbox list --lane b", "gardu outbox"] {
+        for wrong in
+            ["gardu outbox salvage", "gardu outbox list --from 9", "gardu outbox list --lane b", "gardu outbox"]
+        {
             assert!(parsed(wrong).is_err(), "{wrong}");
         }
         for language in ["id", "en"] {

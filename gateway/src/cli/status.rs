@@ -323,7 +323,10 @@ Perangkat: 2, tidak menjawab: 1
         let down = fetch(address).await.expect_err("nobody listens any more");
         assert_eq!(down.exit_code(), 69);
         let said = down.text(Language::Indonesian);
-        assert!(said.contains("systemctl start gardu") && said.contains(&ask::reachable(address).to_string()), "{said}");
+        assert!(
+            said.contains("systemctl start gardu") && said.contains(&ask::reachable(address).to_string()),
+            "{said}"
+        );
     }
 
     #[tokio::test]

@@ -208,7 +208,8 @@ impl Inspection {
             if let Some(found) = other.or(view.other_version.filter(|_| view.entries.is_empty())) {
                 return Err(LookError::Format { path: folder.clone(), found });
             }
-            let (Some(made), Some(next)) = (view.word::<MadeMeta>(word::MADE), view.word::<NextMeta>(word::NEXT)) else {
+            let (Some(made), Some(next)) = (view.word::<MadeMeta>(word::MADE), view.word::<NextMeta>(word::NEXT))
+            else {
                 // Without records it is one that was never used: the next start takes it away.
                 if view.records.iter().any(|records| !records.positions.is_empty()) {
                     self.unreadable.push((name(folder), "its beginning is missing".to_owned()));
@@ -309,7 +310,8 @@ impl Inspection {
                     Ok(index) => (None, Some(index)),
                     Err(error) => (Some(Err((part.data.clone(), error))), None),
                 };
-                let wanted = move |position: &u64| *position >= from && (which == Which::All || !of.settled.contains(*position));
+                let wanted =
+                    move |position: &u64| *position >= from && (which == Which::All || !of.settled.contains(*position));
                 let records = index.into_iter().flat_map(move |index| {
                     let positions: Vec<u64> = index.places.keys().copied().filter(wanted).collect();
                     positions.into_iter().filter_map(move |position| index.read(position).map(Ok))

@@ -293,7 +293,11 @@ fn find(config: &Config) -> Result<(Seen, Option<Outbox>), ToolError> {
     let answer = super::runtime().block_on(ask::get(listen, "/api/v1/outbox", OUTBOX_LEN_MAX)).and_then(|body| {
         let outbox: Outbox = serde_json::from_slice(&body).map_err(|e| AskError::foreign(listen, e))?;
         let ours = is_same(&outbox.path, &config.outbox.path);
-        if ours { Ok(outbox) } else { Err(AskError::foreign(listen, format_args!("it serves {}", outbox.path.display()))) }
+        if ours {
+            Ok(outbox)
+        } else {
+            Err(AskError::foreign(listen, format_args!("it serves {}", outbox.path.display())))
+        }
     });
     Ok(match answer {
         Ok(outbox) => (Seen::Daemon { address: ask::reachable(listen) }, Some(outbox)),
@@ -351,8 +355,7 @@ fn on_disk(config: &Config, clock: &Clock, language: Language) -> Result<Outbox,
         quota_bytes: Some(config.outbox.max_size),
         full_in_s: None,
         lanes: lanes.collect(),
-        lost: inspection.lost.into_iter()
-            .map(|(lane, reason, count)| Lost { lane, reason, count }).collect(),
+        lost: inspection.lost.into_iter().map(|(lane, reason, count)| Lost { lane, reason, count }).collect(),
         lost_over: LostOver::Disk,
         aside: inspection.folder.aside.into_iter().map(|(name, bytes)| Aside { name, bytes }).collect(),
         unreadable: inspection.unreadable.into_iter().map(|(name, reason)| Unreadable { name, reason }).collect(),

@@ -259,7 +259,8 @@ mod tests {
                 r#"{{"id":"0123456789abcdef-a-12","time":"2026-11-21T12:04:31.220Z","type":"{type_}","subject":"{subject}","data":{data}}}"#
             )
         };
-        let alarm = r#"{"severity":"high","reason":null,"message":{"id":"Pintu panel terbuka","en":"Cabinet\tdoor open"}}"#;
+        let alarm =
+            r#"{"severity":"high","reason":null,"message":{"id":"Pintu panel terbuka","en":"Cabinet\tdoor open"}}"#;
         let lost = r#"{"lane":"t","count":7,"reason":"quota","ranges":[[1,7]]}"#;
         for (event, id, en) in [
             (

@@ -138,8 +138,7 @@ impl Pass {
         for (medium, len) in lens.into_iter().enumerate() {
             let mut skipped_bytes = 0;
             let told = |at| progress(before + at, total);
-            let bytes =
-                Around { media, medium, at: 0, len, careful_until: 0, skipped_bytes: &mut skipped_bytes, told };
+            let bytes = Around { media, medium, at: 0, len, careful_until: 0, skipped_bytes: &mut skipped_bytes, told };
             let scanned = scan(bytes, |offset, envelope| {
                 if let Some(name) = pass.name(&envelope).filter(|name| after.is_none_or(|after| name > after)) {
                     pass.hold(name, Place { commit: envelope.commit, medium, offset }, held_max);
@@ -280,11 +279,16 @@ mod tests {
 
     fn found(card: &mut Card, held_max: usize) -> (Summary, Lines) {
         let mut lines = Vec::new();
-        let summary = salvage(card, held_max, |_, _| {}, |found| {
-            let Envelope { kind, commit, key, payload } = found.envelope;
-            lines.push((kind, key.to_owned(), commit, payload.to_vec()));
-            Ok::<_, ()>(())
-        });
+        let summary = salvage(
+            card,
+            held_max,
+            |_, _| {},
+            |found| {
+                let Envelope { kind, commit, key, payload } = found.envelope;
+                lines.push((kind, key.to_owned(), commit, payload.to_vec()));
+                Ok::<_, ()>(())
+            },
+        );
         (summary.expect("nothing refuses"), lines)
     }
 
@@ -302,7 +306,8 @@ mod tests {
     fn the_newest_commit_of_a_state_wins_and_what_was_forgotten_stays_forgotten() {
         let state = |name, commit, payload| line(Kind::Alarm, name, commit, payload);
         let one = [state("panel/door/open", 9, "9"), state("panel/door/open", 3, "3"), state("pump/x/y", 4, "4")];
-        let two = [record(2, 5), state("panel/door/open", 7, "7"), state("pump/x/y", 6, ""), record(1, 5), record(2, 8)];
+        let two =
+            [record(2, 5), state("panel/door/open", 7, "7"), state("pump/x/y", 6, ""), record(1, 5), record(2, 8)];
         let bookkeeping = line(Kind::Word, "next", 9, "{}");
         let mut card = Card { bytes: vec![one.concat(), two.concat(), bookkeeping], ..Card::default() };
         let (summary, lines) = found(&mut card, HELD_MAX);

@@ -110,11 +110,8 @@ impl Page {
         ];
         let key = if state.records == 0 { "outbox-lane-empty" } else { "outbox-lane-waiting" };
         let _ = write!(out, "\n{}\n", self.say(key, &args));
-        let args = [
-            ("epoch", state.epoch.to_string().into()),
-            ("next", state.next.into()),
-            ("settled", state.settled.into()),
-        ];
+        let args =
+            [("epoch", state.epoch.to_string().into()), ("next", state.next.into()), ("settled", state.settled.into())];
         let _ = writeln!(out, "  {}", self.say("outbox-numbers", &args));
         table(out, &of.generations.iter().map(|generation| self.generation(lane, generation)).collect::<Vec<_>>());
     }
@@ -189,8 +186,10 @@ mod tests {
             GenerationState { number, first, end, waiting, disk_bytes, sealed }
         };
         let alarms = lane(120, vec![generation(3, 4020, 4211, 120, false)]);
-        let telemetry =
-            lane(52_000, vec![generation(7, 90_001, 130_001, 40_000, true), generation(8, 130_001, 142_001, 12_000, false)]);
+        let telemetry = lane(
+            52_000,
+            vec![generation(7, 90_001, 130_001, 40_000, true), generation(8, 130_001, 142_001, 12_000, false)],
+        );
         Outbox {
             gateway: segment("taman-elektrik-01"),
             path: "/var/lib/gardu/outbox".into(),

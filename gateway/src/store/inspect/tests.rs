@@ -120,7 +120,8 @@ async fn what_waits_on_the_disk_is_what_the_store_hands_out_running_or_stopped()
         assert_eq!(on_disk(dir.path(), *lane, 0, Which::Waiting), *waiting);
         assert_eq!(on_disk(dir.path(), *lane, 100, Which::Waiting).first(), waiting.iter().find(|s| s.position >= 100));
     }
-    let numbers = |of: &[Generation]| of.iter().map(|g| (g.number, g.first, g.end, g.waiting, g.sealed)).collect::<Vec<_>>();
+    let numbers =
+        |of: &[Generation]| of.iter().map(|g| (g.number, g.first, g.end, g.waiting, g.sealed)).collect::<Vec<_>>();
     assert_eq!(numbers(&inspection.lanes[0].generations), numbers(&generations));
     let all = on_disk(dir.path(), Lane::Alarm, 0, Which::All);
     assert!(all.len() > expected[0].1.len(), "what is confirmed and still there is shown when it is asked for");
@@ -131,7 +132,9 @@ async fn what_waits_on_the_disk_is_what_the_store_hands_out_running_or_stopped()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drained_store_and_one_that_never_was_are_told_apart() {
     let dir = folder_of_its_own();
-    assert!(matches!(look(dir.path(), |_, _| {}), Err(LookError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound));
+    assert!(
+        matches!(look(dir.path(), |_, _| {}), Err(LookError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound)
+    );
     let running = Running::open(dir.path());
     running.append(Lane::Alarm, 3).await;
     running.store.settle(Lane::Alarm, vec![(1, 3)]).await.expect("settles");
@@ -192,7 +195,13 @@ fn hexdump(bytes: &[u8]) -> String {
     let row = |(row, bytes): (usize, &[u8])| {
         let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let (left, right) = hex.split_at(8);
-        format!("    {:08x}  {}  {}  |{}|\n", row * 16, left.join(" "), right.join(" "), std::str::from_utf8(bytes).expect("text"))
+        format!(
+            "    {:08x}  {}  {}  |{}|\n",
+            row * 16,
+            left.join(" "),
+            right.join(" "),
+            std::str::from_utf8(bytes).expect("text")
+        )
     };
     bytes.chunks_exact(16).enumerate().map(row).collect()
 }
