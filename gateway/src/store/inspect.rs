@@ -75,7 +75,7 @@ pub fn folder(path: &Path) -> io::Result<Folder> {
 /// What a file takes on the disk, or a folder with the files in it; nothing if it has just gone.
 fn disk_bytes(path: &Path) -> u64 {
     let of = |path: &Path| path.symlink_metadata().map_or(0, |metadata| metadata.blocks() * 512);
-    let files = fs::read_dir(path).map(|files| files.flatten().map(|file| of(&file.path())).sum()).unwrap_or(0);
+    let files: u64 = fs::read_dir(path).map_or(0, |files| files.flatten().map(|file| of(&file.path())).sum());
     of(path) + files
 }
 

@@ -66,8 +66,8 @@ pub(super) fn salvage<M: Media, E>(
     mut progress: impl FnMut(u64, u64),
     mut found: impl FnMut(Found<'_>) -> Result<(), E>,
 ) -> Result<Summary, E> {
-    let mut summary = Summary::default();
-    summary.bytes = (0..media.count()).map(|number| media.len(number)).sum();
+    let bytes = (0..media.count()).map(|number| media.len(number)).sum();
+    let mut summary = Summary { bytes, ..Summary::default() };
     let mut after = None;
     loop {
         let pass = Pass::over(media, after.as_ref(), held_max, &mut progress);
