@@ -88,8 +88,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         ],
     ),
     // What people see.
-    ("status", &["alarm", "clock", "config", "reading", "record", "store::Head", "supervise"]),
-    ("http", &["clock", "config", "metrics", "reading", "status", "supervise"]),
+    ("status", &["alarm", "clock", "config", "reading", "record", "store::Generation", "store::Head", "supervise"]),
+    ("http", &["clock", "config", "metrics", "reading", "record", "status", "store", "supervise", "uplink::message"]),
     ("notify", &["clock", "supervise"]),
     // The wiring.
     ("daemon", &["*"]),

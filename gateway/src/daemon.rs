@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use crate::{
     clock::Clock,
     config::{Config, points::Points},
-    http::{BindError, HttpTask, Names, View},
+    http::{BindError, HttpTask, Names, OutboxView, View},
     keeper::{self, KeeperTask},
     metrics::Metrics,
     notify::{Manager, Summary, WatchdogTask},
@@ -22,9 +22,9 @@ use crate::{
         mqtt::{self, Outlet, devices::Devices},
     },
     status::{About, DeviceUpdate, StatusBoard},
-    store::{self, OpenError},
+    store::{self, OpenError, Store},
     supervise::{Failure, Pulse, Shutdown, Supervisor},
-    uplink::session::UplinkTask,
+    uplink::{message, session::UplinkTask},
 };
 
 /// How long everything together may take to stop: the uplink's drain, one slow sync of each chain, and room. systemd's
@@ -76,7 +76,7 @@ impl Daemon {
             board.set_device(DeviceUpdate::unheard(device.name.clone(), bus.name.as_str()));
         }
         board.set_lanes(Lane::ALL.map(|lane| (lane, store.head(lane))));
-        serve(&config, &board, &handles, &mut supervisor).await?;
+        serve(&config, &board, &store, &handles, &mut supervisor).await?;
 
         for (name, committer) in committers {
             supervisor.thread(name, committer);
@@ -141,14 +141,18 @@ impl Daemon {
 async fn serve(
     config: &Config,
     board: &StatusBoard,
+    store: &Store,
     handles: &Handles,
     supervisor: &mut Supervisor,
 ) -> Result<(), BindError> {
+    let about = message::About::new(&config.gateway, &config.command_center.topic_prefix);
+    let outbox = OutboxView::new(store.clone(), about, config.outbox.path.clone(), config.outbox.max_size);
     let view = View {
         board: board.clone(),
         metrics: handles.metrics.clone(),
         pulse: handles.pulse.clone(),
         clock: handles.clock.clone(),
+        outbox: Some(outbox),
     };
     let names = Names::of(&config.gateway.id);
     let http = HttpTask::bind(&config.http, &names, view, handles.pulse.stage("http")).await?;

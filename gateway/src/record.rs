@@ -2,7 +2,8 @@
 //!
 //! Terms: a **lane** is a numbered stream of records; `a` carries alarm events, stream events and command results, `t`
 //! telemetry. An **epoch** names a life of the store; within one epoch and lane, **sequence** numbers are contiguous
-//! from 1. A **position** orders the records of a lane across epochs and never leaves the store.
+//! from 1. A **position** orders the records of a lane across epochs and never leaves the gateway; people
+//! see it as a place in the queue.
 //!
 //! A record is written once and never rewritten: times are kept as the clocks had them and made into text when sent.
 

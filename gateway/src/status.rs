@@ -3,6 +3,7 @@
 //! Tasks put what changed on the [`StatusBoard`]; whoever looks takes a snapshot. Ages are computed when someone
 //! looks, so nobody has to keep them fresh. Nothing here decides anything.
 
+pub mod outbox;
 mod snapshot;
 
 use std::{
@@ -20,7 +21,7 @@ pub use self::snapshot::{
 };
 use crate::{
     alarm::{State, Transition},
-    clock::{Clock, Now, rfc3339},
+    clock::{BootId, Clock, Now, rfc3339},
     reading::{Quality, Reading, Reason, Segment, Value},
     record::Lane,
     store::Head,
@@ -247,26 +248,29 @@ impl StatusBoard {
     }
 
     fn lane(&self, head: &Head, now: Now) -> LaneState {
-        let age = |(boot, at): &(_, Now)| {
-            if boot == self.clock.boot() {
-                return Some(now.since(*at).as_secs());
-            }
-            let wall_ms = (at.trusted && now.trusted).then(|| now.wall_ms.saturating_sub(at.wall_ms))?;
-            u64::try_from(wall_ms / 1_000).ok()
-        };
         LaneState {
             epoch: head.status.epoch.clone(),
             next: head.status.next,
             settled: head.status.settled,
             records: head.records,
             bytes: head.bytes,
-            oldest_age_s: head.oldest.as_ref().and_then(age),
+            oldest_age_s: head.oldest.as_ref().and_then(|(boot, at)| age_s(&self.clock, boot, *at, now)),
         }
     }
 
     fn parts(&self) -> MutexGuard<'_, Parts> {
         self.parts.lock().expect("no panic while the board is held")
     }
+}
+
+/// How long ago a moment of `boot` was; unknown where no trusted clock spans the restart since.
+#[must_use]
+pub fn age_s(clock: &Clock, boot: &BootId, at: Now, now: Now) -> Option<u64> {
+    if boot == clock.boot() {
+        return Some(now.since(at).as_secs());
+    }
+    let wall_ms = (at.trusted && now.trusted).then(|| now.wall_ms.saturating_sub(at.wall_ms))?;
+    u64::try_from(wall_ms / 1_000).ok()
 }
 
 /// What the gateway says of itself is not a device.

@@ -221,6 +221,19 @@ impl Default for Supervisor {
     }
 }
 
+/// Does work that blocks on a thread of its own. The caller bounds how often: work that hangs keeps its thread.
+#[expect(clippy::disallowed_methods, reason = "this is where it belongs")]
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(failed) => match failed.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // Cancelled: the runtime ends, and whoever asked with it.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
 /// A few short-lived tasks inside one stage (connections of a listener); they end with the stage that owns them.
 #[derive(Debug, Default)]
 pub struct Children(JoinSet<()>);

@@ -1,75 +1,23 @@
 //! `gardu status`: asks the running daemon for its [`Snapshot`] and shows it to a technician.
 
-use std::{
-    fmt::Write as _,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::Path,
-    time::Duration,
+use std::{fmt::Write as _, net::SocketAddr, path::Path, time::Duration};
+
+use super::{
+    Form,
+    ask::{self, AskError},
+    exit,
+    page::{Page, plain, table},
 };
-
-use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Request, header};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
-
 use crate::{
-    alarm::{Severity, Texts},
-    cli::{Form, exit},
     config::{self, Language, Need},
     reading::Reason,
     record::Lane,
     status::{Communication, DeviceState, LaneState, LinkWord, OutboxState, Snapshot, StandingAlarm, Uplink},
-    supervise::{Children, STALLED_AFTER},
-    text::{Arg, say},
+    supervise::STALLED_AFTER,
 };
 
-/// A daemon on the same machine answers at once; a stuck one must not hold the tool.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// A snapshot with every list full is below 256 KiB.
 const SNAPSHOT_LEN_MAX: usize = 1024 * 1024;
-
-/// Why there is no snapshot to show.
-#[derive(Debug, thiserror::Error)]
-pub enum StatusError {
-    /// Nobody listens: the daemon is down or listens elsewhere.
-    #[error("nothing listens at {address}: {reason}")]
-    NotRunning {
-        /// Where it was asked.
-        address: SocketAddr,
-        /// What the system said.
-        reason: String,
-    },
-    /// Something answers, but not with a snapshot.
-    #[error("{address} does not answer as a gateway: {reason}")]
-    NotAGateway {
-        /// Where it was asked.
-        address: SocketAddr,
-        /// What is wrong.
-        reason: String,
-    },
-}
-
-impl StatusError {
-    /// The exit code.
-    #[must_use]
-    pub const fn exit_code(&self) -> u8 {
-        match self {
-            Self::NotRunning { .. } => exit::UNAVAILABLE,
-            Self::NotAGateway { .. } => exit::PROTOCOL,
-        }
-    }
-
-    /// What happened and what to do, for people.
-    #[must_use]
-    pub fn text(&self, language: Language) -> String {
-        let (key, address, reason) = match self {
-            Self::NotRunning { address, reason } => ("status-not-running", address, reason),
-            Self::NotAGateway { address, reason } => ("status-not-a-gateway", address, reason),
-        };
-        say(language, key, &[("address", address.to_string().into()), ("reason", reason.as_str().into())])
-    }
-}
 
 /// Prints how the daemon of this configuration is doing; the exit code is returned.
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "the edge where text leaves the program")]
@@ -94,42 +42,9 @@ pub async fn run(path: &Path, asked: Option<Language>, form: Form) -> u8 {
 }
 
 /// Asks the daemon that listens at `listen` (the configured `http.listen`).
-pub async fn fetch(listen: SocketAddr) -> Result<Snapshot, StatusError> {
-    let address = reachable(listen);
-    let silent = |_| StatusError::NotAGateway { address, reason: format!("no answer in {} s", ANSWER_MAX.as_secs()) };
-    tokio::time::timeout(ANSWER_MAX, ask(address)).await.unwrap_or_else(|late| Err(silent(late)))
-}
-
-/// A daemon that listens everywhere is asked on the loopback.
-fn reachable(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listen.port())
-}
-
-async fn ask(address: SocketAddr) -> Result<Snapshot, StatusError> {
-    let foreign = |reason: String| StatusError::NotAGateway { address, reason };
-    let stream = TcpStream::connect(address)
-        .await
-        .map_err(|reason| StatusError::NotRunning { address, reason: reason.to_string() })?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| foreign(e.to_string()))?;
-    let mut driver = Children::default();
-    driver.spawn(async { drop(connection.await) });
-    let request = Request::get("/api/v1/status")
-        .header(header::HOST, address.to_string())
-        .body(Empty::<Bytes>::new())
-        .expect("a fixed path and an address make a request");
-    let answer = sender.send_request(request).await.map_err(|e| foreign(e.to_string()))?;
-    if !answer.status().is_success() {
-        return Err(foreign(answer.status().to_string()));
-    }
-    let body =
-        Limited::new(answer.into_body(), SNAPSHOT_LEN_MAX).collect().await.map_err(|e| foreign(e.to_string()))?;
-    serde_json::from_slice(&body.to_bytes()).map_err(|e| foreign(e.to_string()))
+pub async fn fetch(listen: SocketAddr) -> Result<Snapshot, AskError> {
+    let body = ask::get(listen, "/api/v1/status", SNAPSHOT_LEN_MAX).await?;
+    serde_json::from_slice(&body).map_err(|e| AskError::foreign(listen, e))
 }
 
 /// The snapshot as a page of text, lines of at most 100 characters unless a name or a message is longer.
@@ -149,7 +64,7 @@ pub fn render(seen: &Snapshot, language: Language) -> String {
     let clock = if seen.clock_trusted { "status-clock-trusted" } else { "status-clock-untrusted" };
     out.push_str(&page.row("status-clock", &page.say(clock, &[])));
     page.uplink(&mut out, seen.uplink.as_ref());
-    let lanes = seen.lanes.iter().map(|(lane, state)| page.lane(*lane, state));
+    let lanes = seen.lanes.iter().map(|(lane, state)| page.lane_line(*lane, state));
     for (i, text) in lanes.chain(seen.outbox.map(|outbox| page.disk(outbox))).enumerate() {
         out.push_str(&page.row(if i == 0 { "status-outbox" } else { "" }, &text));
     }
@@ -159,34 +74,7 @@ pub fn render(seen: &Snapshot, language: Language) -> String {
     out
 }
 
-/// Width of the left column: the longest heading of both languages and a space.
-const HEADING_WIDTH: usize = 16;
-
-struct Page {
-    language: Language,
-}
-
 impl Page {
-    fn say(&self, key: &str, args: &[Arg<'_>]) -> String {
-        say(self.language, key, args)
-    }
-
-    fn row(&self, heading: &str, text: &str) -> String {
-        let heading = if heading.is_empty() { String::new() } else { self.say(heading, &[]) };
-        format!("  {heading:<HEADING_WIDTH$}{text}\n")
-    }
-
-    /// The two largest units: `3 jam 12 menit`.
-    fn duration(&self, seconds: u64) -> String {
-        let (key, large, small) = match seconds {
-            0..60 => ("status-seconds", seconds, 0),
-            60..3_600 => ("status-minutes", seconds / 60, seconds % 60),
-            3_600..86_400 => ("status-hours", seconds / 3_600, seconds % 3_600 / 60),
-            _ => ("status-days", seconds / 86_400, seconds % 86_400 / 3_600),
-        };
-        self.say(key, &[("large", large.into()), ("small", small.into())])
-    }
-
     fn uplink(&self, out: &mut String, uplink: Option<&Uplink>) {
         let Some(uplink) = uplink else {
             out.push_str(&self.row("status-center", &self.say("status-link-none", &[])));
@@ -208,14 +96,8 @@ impl Page {
         }
     }
 
-    fn lane(&self, lane: Lane, state: &LaneState) -> String {
-        let name = self.say(
-            match lane {
-                Lane::Alarm => "status-lane-a",
-                Lane::Telemetry => "status-lane-t",
-            },
-            &[],
-        );
+    fn lane_line(&self, lane: Lane, state: &LaneState) -> String {
+        let name = self.lane(lane);
         if state.records == 0 {
             return self.say("status-lane-empty", &[("lane", name.into()), ("next", state.next.into())]);
         }
@@ -269,30 +151,14 @@ impl Page {
     }
 
     fn alarm(&self, alarm: &StandingAlarm) -> Vec<String> {
-        let severity = match alarm.severity {
-            Severity::Critical => "status-severity-critical",
-            Severity::High => "status-severity-high",
-            Severity::Medium => "status-severity-medium",
-            Severity::Low => "status-severity-low",
-            Severity::Info => "status-severity-info",
-        };
         let test = if alarm.test { format!(" [{}]", self.say("status-test", &[])) } else { String::new() };
         vec![
-            self.say(severity, &[]),
+            self.severity(alarm.severity),
             alarm.state.as_str().to_owned(),
             alarm.alarm.to_string(),
             format!("{}{}", alarm.time, if alarm.clock_trusted { "" } else { " (?)" }),
             format!("{}{test}", plain(self.message(&alarm.message))),
         ]
-    }
-
-    /// In the reader's language, else in the one there is.
-    fn message<'a>(&self, texts: &'a Texts) -> &'a str {
-        let (first, second) = match self.language {
-            Language::Indonesian => (&texts.id, &texts.en),
-            Language::English => (&texts.en, &texts.id),
-        };
-        first.as_deref().or(second.as_deref()).unwrap_or_default()
     }
 
     fn devices(&self, out: &mut String, devices: &[DeviceState]) {
@@ -339,22 +205,6 @@ const fn reason_key(reason: Reason) -> &'static str {
     }
 }
 
-/// Rows with their columns aligned.
-fn table(out: &mut String, rows: &[Vec<String>]) {
-    let columns = rows.first().map_or(0, Vec::len);
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    for row in rows {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        let _ = writeln!(out, "  {}", cells.collect::<Vec<_>>().join("  ").trim_end());
-    }
-}
-
-/// Text of others cannot steer the terminal.
-fn plain(text: &str) -> String {
-    text.replace(char::is_control, " ")
-}
-
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a test runs the server beside itself")]
 mod tests {
@@ -362,7 +212,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        alarm::State,
+        alarm::{Severity, State},
         clock::{Clock, Now},
         config,
         http::{HttpTask, Names, View},
@@ -461,7 +311,7 @@ Perangkat: 2, tidak menjawab: 1
         let free = "0.0.0.0:0".parse().expect("address");
         let config = config::Http { listen: free, metrics_listen: None };
         let beat = pulse.stage("http");
-        let view = View { board: board.clone(), metrics: Metrics::new(), pulse, clock };
+        let view = View { board: board.clone(), metrics: Metrics::new(), pulse, clock, outbox: None };
         let task = HttpTask::bind(&config, &Names::of(&segment("g")), view, beat).await.expect("bind");
         let address = task.addresses()[0];
         let stop = Shutdown::new();
@@ -473,7 +323,10 @@ Perangkat: 2, tidak menjawab: 1
         let down = fetch(address).await.expect_err("nobody listens any more");
         assert_eq!(down.exit_code(), 69);
         let said = down.text(Language::Indonesian);
-        assert!(said.contains("systemctl start gardu") && said.contains(&reachable(address).to_string()), "{said}");
+        assert!(
+            said.contains("systemctl start gardu") && said.contains(&ask::reachable(address).to_string()),
+            "{said}"
+        );
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@
 //!
 //! Reading order: `settled`, `envelope`, `layout`, `mark` (pure: what lies on the disk), `place`, `ballast`, `durable` (sled,
 //! made safe), `raw` and `sealed` (bytes without sled), `guard` (what is there), `chain` (one lane), `committer` (its
-//! thread), `open` (both chains, epochs).
+//! thread), `open` (both chains, epochs), `inspect` (a look from outside).
 
 mod ballast;
 mod chain;
@@ -20,6 +20,7 @@ mod committer;
 mod durable;
 pub mod envelope;
 mod guard;
+pub mod inspect;
 mod layout;
 mod mark;
 mod open;
