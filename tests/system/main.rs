@@ -17,6 +17,8 @@ mod faults;
 mod namespace;
 mod network;
 mod operation;
+mod points;
+mod power;
 mod serial;
 mod tls;
 mod twins;

@@ -1,0 +1,149 @@
+//! The power is cut: everything that was acknowledged to a publisher reaches the command center, and every alarm's last
+//! state is exact.
+//!
+//! Each island is a park whose outbox lies on a new card; its first cut comes in the first second of its first boot, the
+//! others under load and while the store is opened, every second time without a broker: then nothing but the card has
+//! what was acknowledged. `GARDU_CUTS` asks for another number of cuts; `tests/long/power` for a thousand.
+
+use std::{fs, thread, time::Duration};
+
+use crate::support::{
+    PATIENCE,
+    card::on_cards,
+    island::{Island, Proof, Uplink, side_by_side},
+    load::{MOMENT_MAX, dice, random_moment},
+    witnesses::Witnesses,
+};
+
+/// Without `GARDU_CUTS`.
+const CUTS: usize = 60;
+/// Messages that are confirmed before the power is cut under load: they meet any step of commits under way.
+const CONFIRMED_MIN: u64 = 20;
+const CONFIRMED_MORE: u64 = 60;
+/// Opening a small store takes about this long.
+const OPEN_MAX: Duration = Duration::from_millis(40);
+
+/// When the power is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Aim {
+    /// In the first second of the first boot, with publishers at the door.
+    FirstSecond,
+    /// In the middle of commits.
+    Load,
+    /// While the store is opened after a kill: sled writes a snapshot then.
+    Open,
+}
+
+/// The cuts of one island, in turn.
+const CUTS_OF_ISLAND: [(Aim, Uplink); 6] = [
+    (Aim::FirstSecond, Uplink::Here),
+    (Aim::Load, Uplink::Away),
+    (Aim::Load, Uplink::Here),
+    (Aim::Open, Uplink::Away),
+    (Aim::Load, Uplink::Here),
+    (Aim::Load, Uplink::Away),
+];
+
+#[test]
+fn no_power_cut_takes_what_was_acknowledged() {
+    on_cards("power::no_power_cut_takes_what_was_acknowledged", || {
+        let cuts = std::env::var("GARDU_CUTS").ok().and_then(|text| text.parse().ok()).unwrap_or(CUTS);
+        let mut dice = dice("power cuts");
+        let islands = (0..cuts).step_by(CUTS_OF_ISLAND.len()).map(|before| (cuts - before, dice.fork()));
+        let islands: Vec<(usize, fastrand::Rng)> = islands.collect();
+        let proof = side_by_side(&islands, |(left, dice)| {
+            let mut rounds = CUTS_OF_ISLAND;
+            let mut dice = dice.clone();
+            if dice.bool() {
+                rounds[0].1 = Uplink::Away;
+            }
+            on_an_island(&rounds[..rounds.len().min(*left)], dice, &[])
+        });
+        eprintln!("cuts{}\n{proof}", Proof::HEADER);
+        proof.assert_kept();
+        assert_eq!(proof.blows, cuts as u64);
+    });
+}
+
+/// The twin: syncs that are never made, and said to be.
+#[test]
+fn without_syncs_a_power_cut_takes_what_was_acknowledged() {
+    on_cards("power::without_syncs_a_power_cut_takes_what_was_acknowledged", || {
+        let lie = "--inject=fdatasync,fsync:retval=0";
+        let under = ["strace", "-D", "-f", "--seccomp-bpf", "-o/dev/null", "--trace=fdatasync,fsync", lie];
+        let mut dice = dice("twin: power cuts without syncs");
+        let islands: [fastrand::Rng; 4] = std::array::from_fn(|_| dice.fork());
+        let proof = side_by_side(&islands, |dice| on_an_island(&[(Aim::Load, Uplink::Away)], dice.clone(), &under));
+        eprintln!("twin: cuts{}\n{proof}", Proof::HEADER);
+        assert!(proof.lost() > 0, "it is not the syncs that make the proof pass: {proof}");
+    });
+}
+
+/// Cuts the power of one park again and again.
+fn on_an_island(rounds: &[(Aim, Uplink)], dice: fastrand::Rng, under: &[&str]) -> Proof {
+    let mut island = Island::furnish(dice);
+    island.under = under.iter().map(|word| (*word).to_owned()).collect();
+    let witnesses = Witnesses::default();
+    witnesses.beside(island.park.gateway.ingest, || {
+        if !rounds.iter().any(|(aim, _)| *aim == Aim::FirstSecond) {
+            island.start();
+        }
+        let mut lost = 0;
+        for (aim, uplink) in rounds {
+            island.set_uplink(*uplink);
+            strike(&mut island, &witnesses, *aim);
+            island.recover(&witnesses);
+            let lost_now = witnesses.look(&island.park.center.ledger()).lost();
+            if lost_now > lost {
+                eprintln!("{aim:?}, broker {uplink:?}: {} of the promised are lost", lost_now - lost);
+                lost = lost_now;
+            }
+        }
+        island.proof(&witnesses, rounds.len() as u64)
+    })
+}
+
+/// One cut, and the card is back.
+fn strike(island: &mut Island, witnesses: &Witnesses, aim: Aim) {
+    let moment_max = match aim {
+        Aim::FirstSecond => {
+            island.launch();
+            witnesses.work();
+            Duration::from_secs(1)
+        }
+        Aim::Load => {
+            work(island, witnesses);
+            MOMENT_MAX
+        }
+        Aim::Open => {
+            work(island, witnesses);
+            island.park.gateway.kill9();
+            island.launch();
+            wait_until_it_opens(island);
+            OPEN_MAX
+        }
+    };
+    random_moment(&mut island.dice, moment_max);
+    island.cut();
+}
+
+fn work(island: &mut Island, witnesses: &Witnesses) {
+    let before = witnesses.acknowledged();
+    witnesses.work();
+    witnesses.wait_for(before + CONFIRMED_MIN + island.dice.u64(..CONFIRMED_MORE));
+}
+
+/// Waits until the gateway has a file of its outbox open.
+fn wait_until_it_opens(island: &Island) {
+    let (outbox, files) = (island.card.outbox(), format!("/proc/{}/fd", island.park.gateway.pid()));
+    let deadline = std::time::Instant::now() + PATIENCE;
+    let is_open = || {
+        let files = fs::read_dir(&files).into_iter().flatten().flatten();
+        files.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file.starts_with(&outbox))
+    };
+    while !is_open() {
+        assert!(std::time::Instant::now() < deadline, "it never opened its outbox\n{}", island.park.gateway.log());
+        // `pause` is as long as an open takes.
+        thread::yield_now();
+    }
+}
