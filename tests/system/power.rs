@@ -5,7 +5,10 @@
 //! others under load and while the store is opened, every second time without a broker: then nothing but the card has
 //! what was acknowledged. `GARDU_CUTS` asks for another number of cuts; `tests/long/power` for a thousand.
 
-use std::{fs, thread, time::Duration};
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
 
 use crate::support::{
     PATIENCE,
@@ -20,6 +23,9 @@ const CUTS: usize = 60;
 /// Messages that are confirmed before the power is cut under load: they meet any step of commits under way.
 const CONFIRMED_MIN: u64 = 20;
 const CONFIRMED_MORE: u64 = 60;
+/// One load of so many is long: the store grows over several of sled's segments (512 KiB).
+const LONG_LOAD_OF: u64 = 12;
+const LONG_LOAD_CONFIRMED: u64 = 1_500;
 /// Opening a small store takes about this long.
 const OPEN_MAX: Duration = Duration::from_millis(40);
 
@@ -88,18 +94,21 @@ fn on_an_island(rounds: &[(Aim, Uplink)], dice: fastrand::Rng, under: &[&str]) -
         if !rounds.iter().any(|(aim, _)| *aim == Aim::FirstSecond) {
             island.start();
         }
-        let mut lost = 0;
+        let (mut lost, mut faults) = (0, Vec::new());
         for (aim, uplink) in rounds {
             island.set_uplink(*uplink);
             strike(&mut island, &witnesses, *aim);
             island.recover(&witnesses);
+            faults.extend(island.set_aside());
             let lost_now = witnesses.look(&island.park.center.ledger()).lost();
             if lost_now > lost {
                 eprintln!("{aim:?}, broker {uplink:?}: {} of the promised are lost", lost_now - lost);
                 lost = lost_now;
             }
         }
-        island.proof(&witnesses, rounds.len() as u64)
+        let mut proof = island.proof(&witnesses, rounds.len() as u64);
+        proof.faults.extend(faults);
+        proof
     })
 }
 
@@ -129,20 +138,22 @@ fn strike(island: &mut Island, witnesses: &Witnesses, aim: Aim) {
 
 fn work(island: &mut Island, witnesses: &Witnesses) {
     let before = witnesses.acknowledged();
+    let is_long = island.dice.u64(..LONG_LOAD_OF) == 0;
+    let most = if is_long { LONG_LOAD_CONFIRMED } else { CONFIRMED_MORE };
     witnesses.work();
-    witnesses.wait_for(before + CONFIRMED_MIN + island.dice.u64(..CONFIRMED_MORE));
+    witnesses.wait_for(before + CONFIRMED_MIN + island.dice.u64(most / 2..most));
 }
 
 /// Waits until the gateway has a file of its outbox open.
 fn wait_until_it_opens(island: &Island) {
     let (outbox, files) = (island.card.outbox(), format!("/proc/{}/fd", island.park.gateway.pid()));
-    let deadline = std::time::Instant::now() + PATIENCE;
+    let deadline = Instant::now() + PATIENCE;
     let is_open = || {
         let files = fs::read_dir(&files).into_iter().flatten().flatten();
         files.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file.starts_with(&outbox))
     };
     while !is_open() {
-        assert!(std::time::Instant::now() < deadline, "it never opened its outbox\n{}", island.park.gateway.log());
+        assert!(Instant::now() < deadline, "it never opened its outbox\n{}", island.park.gateway.log());
         // `pause` is as long as an open takes.
         thread::yield_now();
     }
