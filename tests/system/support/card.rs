@@ -24,7 +24,11 @@ const TRIES: usize = 10;
 /// Runs a test's story where it may mount cards; `GARDU_NO_LOOP=1` says that this is not to be had.
 pub(crate) fn on_cards(test: &str, story: impl FnOnce()) {
     let needs = "root, and loop devices that may be mounted";
-    Inside { unshare: &["--mount"], needs, without: "GARDU_NO_LOOP" }.run(test, story);
+    // A network of its own: so many ports are in use and come back that another test would get in the way.
+    Inside { unshare: &["--mount", "--net"], needs, without: "GARDU_NO_LOOP" }.run(test, || {
+        tool("ip", &["link", "set", "lo", "up"]).expect("the loopback (Debian: iproute2)");
+        story();
+    });
 }
 
 /// A card in its slot; it is taken out with this value.

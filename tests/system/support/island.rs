@@ -214,7 +214,11 @@ impl Island {
     pub(crate) fn set_aside(&self) -> Vec<String> {
         let entries = fs::read_dir(self.card.outbox()).into_iter().flatten().flatten();
         let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-        names.filter(|name| name.starts_with("bad-")).map(|name| format!("{name} was set aside")).collect()
+        let bad: Vec<String> = names.filter(|name| name.starts_with("bad-")).collect();
+        if !bad.is_empty() {
+            eprintln!("{bad:?} set aside\n{}", self.park.gateway.log());
+        }
+        bad.into_iter().map(|name| format!("{name} was set aside")).collect()
     }
 }
 
