@@ -6,7 +6,9 @@
 //! what was acknowledged. `GARDU_CUTS` asks for another number of cuts; `tests/long/power` for a thousand.
 
 use std::{
-    fs, thread,
+    fs,
+    path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -38,16 +40,18 @@ enum Aim {
     Load,
     /// While the store is opened after a kill: sled writes a snapshot then.
     Open,
+    /// The same with snapshots that cannot be read: the gateway has to find another way to what the store holds.
+    Salvage,
 }
 
-/// The cuts of one island, in turn.
+/// The cuts of one island, in turn. After a salvage nothing can be said of what the gateway set aside: it comes last.
 const CUTS_OF_ISLAND: [(Aim, Uplink); 6] = [
     (Aim::FirstSecond, Uplink::Here),
     (Aim::Load, Uplink::Away),
     (Aim::Load, Uplink::Here),
     (Aim::Open, Uplink::Away),
     (Aim::Load, Uplink::Here),
-    (Aim::Load, Uplink::Away),
+    (Aim::Salvage, Uplink::Away),
 ];
 
 #[test]
@@ -99,7 +103,10 @@ fn on_an_island(rounds: &[(Aim, Uplink)], dice: fastrand::Rng, under: &[&str]) -
             island.set_uplink(*uplink);
             strike(&mut island, &witnesses, *aim);
             island.recover(&witnesses);
-            faults.extend(island.set_aside());
+            // A power cut damages nothing that was stored; a garbled snapshot may lie there afterwards.
+            if *aim != Aim::Salvage {
+                faults.extend(island.set_aside());
+            }
             let lost_now = witnesses.look(&island.park.center.ledger()).lost();
             if lost_now > lost {
                 eprintln!("{aim:?}, broker {uplink:?}: {} of the promised are lost", lost_now - lost);
@@ -124,9 +131,12 @@ fn strike(island: &mut Island, witnesses: &Witnesses, aim: Aim) {
             work(island, witnesses);
             MOMENT_MAX
         }
-        Aim::Open => {
+        Aim::Open | Aim::Salvage => {
             work(island, witnesses);
             island.park.gateway.kill9();
+            if aim == Aim::Salvage {
+                garble_snapshots(&island.card.outbox());
+            }
             island.launch();
             wait_until_it_opens(island);
             OPEN_MAX
@@ -142,6 +152,15 @@ fn work(island: &mut Island, witnesses: &Witnesses) {
     let most = if is_long { LONG_LOAD_CONFIRMED } else { CONFIRMED_MORE };
     witnesses.work();
     witnesses.wait_for(before + CONFIRMED_MIN + island.dice.u64(most / 2..most));
+}
+
+/// Makes every snapshot unreadable; sled's log has all that they hold.
+fn garble_snapshots(outbox: &Path) {
+    let inside = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let files = inside(outbox).flat_map(|chain| inside(&chain).collect::<Vec<_>>());
+    let is_snapshot = |file: &PathBuf| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("snap."));
+    let garbled = files.filter(is_snapshot).map(|file| fs::write(file, "garbled").expect("ours to write")).count();
+    assert!(garbled > 0, "no snapshot was there to be garbled");
 }
 
 /// Waits until the gateway has a file of its outbox open.
