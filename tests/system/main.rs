@@ -18,6 +18,8 @@ mod namespace;
 mod network;
 mod operation;
 mod outbox;
+mod points;
+mod power;
 mod serial;
 mod tls;
 mod twins;

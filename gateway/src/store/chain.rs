@@ -146,11 +146,11 @@ impl Chain {
         let (made, open_bytes) = (found.made, found.open_bytes);
         let sealed = found.sealed.iter().map(|(number, meta)| Part::sealed(*number, *meta));
         let mut parts: Vec<Part> = sealed.collect();
+        let is_new = found.open.is_none();
         let (open, database) = match found.open {
             Some((number, database)) => (number, database),
             None => (found.next_generation, generations::make(&found.place, found.next_generation, setup)?),
         };
-        let is_new = found.made.size == 0;
         let (first, end, bytes) = (made.first, next_position, open_bytes);
         parts.push(Part { number: open, first, end, waiting: 0, bytes, has_holes: false });
         let mut chain = Self {
