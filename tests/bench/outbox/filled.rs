@@ -53,8 +53,23 @@ impl Outbox {
             padding: 0,
             started: recovered.started,
         };
-        outbox.padding = EVENT_BYTES - stored_bytes(&outbox.event(1));
+        outbox.padding = EVENT_BYTES - outbox.bare_event_bytes();
         outbox
+    }
+
+    /// What an event without padding takes: one is stored, looked at and confirmed.
+    fn bare_event_bytes(&mut self) -> usize {
+        let position = self.store.head(Lane::Alarm).borrow().next_position;
+        let step = self.steps(1, 1);
+        self.commit(step);
+        self.runtime.block_on(async {
+            let found = self.store.read(Lane::Alarm, position, 1).await.expect("it can be read");
+            self.store.confirm(Lane::Alarm, vec![position]).await.expect("the store runs");
+            // Jobs are served in turn: what is answered after it knows that it is confirmed.
+            let none = self.store.read(Lane::Alarm, position, 1).await.expect("nothing is damaged");
+            assert!(none.is_empty(), "it no longer waits");
+            found.first().expect("it waits").size
+        })
     }
 
     /// Steps of `group` events each, numbered on from what was made before; each must be committed.
@@ -169,10 +184,6 @@ impl Outbox {
     fn next_event(&mut self) -> Record {
         let sequence = self.next.a;
         self.next.a += 1;
-        self.event(sequence)
-    }
-
-    fn event(&self, sequence: u64) -> Record {
         let result = CommandResult {
             id: "b0a7".into(),
             command: "acknowledge".into(),
@@ -224,9 +235,4 @@ impl Outbox {
     fn record(&self, lane: Lane, sequence: u64, body: Body) -> Record {
         Record { lane, epoch: self.epoch.clone(), sequence, boot: self.boot.clone(), recorded: self.now, body }
     }
-}
-
-/// What a record takes in the store.
-pub(super) fn stored_bytes(record: &Record) -> usize {
-    store::envelope::encode(record).expect("a small record").len()
 }
