@@ -64,8 +64,12 @@ impl Daemon {
         let handles = Handles { metrics: Metrics::new(), shutdown: supervisor.shutdown(), clock, pulse };
         let board = StatusBoard::new(About::of(&config), handles.clock.clone(), handles.pulse.clone());
 
-        let options =
-            store::Options { path: config.outbox.path.clone(), machine: machine(), boot: handles.clock.boot().clone() };
+        let options = store::Options {
+            path: config.outbox.path.clone(),
+            machine: machine(),
+            boot: handles.clock.boot().clone(),
+            generation_size: store::GENERATION_SIZE,
+        };
         let (store, recovered, committers) = store::open(&options, &handles.metrics)?;
         for (bus, device) in config.modbus.iter().flat_map(|bus| bus.devices.iter().map(move |device| (bus, device))) {
             board.set_device(DeviceUpdate::unheard(device.name.clone(), bus.name.as_str()));

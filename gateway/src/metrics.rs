@@ -53,6 +53,8 @@ pub struct Metrics {
     pub outbox_sync_seconds: HistogramVec,
     /// `gardu_outbox_written_bytes_total{chain}`: payload handed to sled
     pub outbox_written_bytes: IntCounterVec,
+    /// `gardu_outbox_blobs_total{chain}`: generations with files that sled does not sync
+    pub outbox_blobs: IntCounterVec,
     /// `gardu_uplink_connected`
     pub uplink_connected: IntGauge,
     /// `gardu_uplink_publishes_total{lane}`
@@ -151,6 +153,7 @@ impl Metrics {
             outbox_lost: counters("outbox_lost_total", "Records declared lost.", &["lane", "reason"]),
             outbox_sync_seconds: times("outbox_sync_seconds", "Duration of one durable commit.", &["chain"]),
             outbox_written_bytes: counters("outbox_written_bytes_total", "Bytes handed to the store.", &["chain"]),
+            outbox_blobs: counters("outbox_blobs_total", "Generations with files a power cut can destroy.", &["chain"]),
             uplink_connected: gauge("uplink_connected", "1 while the command center's broker accepts us."),
             uplink_publishes: counters("uplink_publishes_total", "Records published, repeats included.", &["lane"]),
             uplink_refused: counters("uplink_refused_total", "Publishes the broker refused.", &["lane", "reason"]),

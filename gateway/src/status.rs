@@ -328,6 +328,7 @@ pub(crate) mod tests {
             next_position: 8,
             records: 2,
             bytes: 700,
+            missing: 0,
             oldest: Some((BootId::new(boot), at)),
         }
     }

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::{StoreError, Stored, chain::Chain, layout::Write};
+use super::{Generation, Lost, StoreError, Stored, chain::Chain, layout::Write};
 use crate::{
     alarm::{AlarmId, AlarmState},
     clock::Clock,
@@ -42,6 +42,11 @@ pub(super) enum Job {
     Write { write: Write, done: Done },
     Session(oneshot::Sender<u64>),
     Confirm(Vec<u64>),
+    Settle { positions: Vec<(u64, u64)>, done: Done },
+    Rotate(Done),
+    Compact { number: u64, done: Done },
+    Generations(oneshot::Sender<Vec<Generation>>),
+    Lost(oneshot::Sender<Vec<Lost>>),
     Read { position: u64, records_max: usize, answer: oneshot::Sender<Vec<Stored>> },
     AlarmsOf(Vec<AlarmId>, oneshot::Sender<Vec<AlarmState>>),
     Alarms(oneshot::Sender<Vec<AlarmState>>),
@@ -105,7 +110,7 @@ impl Committer {
         let (sender, jobs) = channel();
         let failure = Arc::<OnceLock<StoreError>>::default();
         let handle = Handle {
-            chain: chain.database().chain(),
+            chain: chain.name(),
             jobs: sender,
             room: Arc::new(Semaphore::new(QUEUE_KIB as usize)),
             failure: failure.clone(),
@@ -130,7 +135,10 @@ impl Committer {
             match self.wait() {
                 Ok((job, _room)) => self.take(job)?,
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return self.write(),
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.write()?;
+                    return self.chain.close();
+                }
             }
             for _ in 1..JOBS_A_TURN_MAX {
                 if self.full() {
@@ -169,11 +177,26 @@ impl Committer {
                 }));
             }
             Job::Confirm(positions) => {
-                self.chain.confirm(&positions)?;
+                self.chain.confirm(&positions);
                 self.chain.publish()?;
                 self.confirms += positions.len();
                 self.write_within(CONFIRM_WAIT_MAX_MS);
             }
+            Job::Settle { positions, done } => {
+                positions.iter().for_each(|(first, last)| self.chain.settle(*first, *last));
+                self.answer_with_group(done);
+            }
+            Job::Rotate(done) => {
+                self.write()?;
+                self.chain.rotate().inspect_err(note)?;
+                done();
+            }
+            Job::Compact { number, done } => {
+                self.chain.compact(number).inspect_err(note)?;
+                self.answer_with_group(done);
+            }
+            Job::Generations(answer) => drop(answer.send(self.chain.generations())),
+            Job::Lost(answer) => drop(answer.send(self.chain.lost())),
             Job::Read { position, records_max, answer } => {
                 drop(answer.send(self.chain.read(position, records_max).inspect_err(note)?));
             }

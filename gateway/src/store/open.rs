@@ -13,14 +13,15 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{error, info};
 
 use super::{
     Lines, Next, OpenError, Options, Recovered, Started, Store,
-    chain::{Chain, Found, scan},
+    chain::{Chain, Setup},
     committer::{Committer, Handle},
-    durable::{Database, SyncFile, sync_file},
-    layout::{EpochMeta, boot_entries, json, meta},
+    durable::{SyncFile, sync_file},
+    guard::{Found, Looker},
+    layout::{EpochMeta, Put, States, boot_entries, word},
     place::Place,
 };
 use crate::{
@@ -53,43 +54,45 @@ pub(super) fn open_on(
     sync_file: &SyncFile,
 ) -> Result<(Store, Recovered, Committers), OpenError> {
     let lock = lock(&options.path)?;
-    let open = |chain: &'static str| {
-        let place = Place { chain, folder: options.path.join(chain) };
-        Database::open(&place, sync_file, metrics, scan)
+    let look = |chain, lane| {
+        let place = Place { chain, root: options.path.clone() };
+        Looker { lane, boot: &options.boot, sync_file, metrics }.look(&place)
     };
-    let (alarm_database, mut alarm_found) = open("alarm-1")?;
-    let (telemetry_database, telemetry_found) = open("telemetry-1")?;
-    let suspect = alarm_database.place().suspect() || telemetry_database.place().suspect();
-    let epoch = match decide(&options.machine, suspect, &alarm_found, &telemetry_found) {
+    let (alarm, telemetry) = (look("alarm", Lane::Alarm)?, look("telemetry", Lane::Telemetry)?);
+    let epoch = match decide(&options.machine, &alarm, &telemetry) {
         Decision::GoOn(epoch) => epoch,
         Decision::Begin(started) => EpochMeta {
             epoch: Epoch::random().map_err(OpenError::Random)?,
-            base: alarm_found.next_position - 1,
+            base: alarm.next_position - 1,
             replaced: started.replaces.as_ref().map(|(epoch, _)| epoch.clone()),
             started: Some(started),
+            uncertain_from: None,
         },
     };
-    let states = std::mem::take(&mut alarm_found.states);
+    let states = States::of(&alarm.entries);
+    if !states.unreadable.is_empty() {
+        error!(states = states.unreadable.join(", "), "states of the store cannot be understood and are left out");
+    }
     let mut boots = states.boots();
     let entered = boots.enter(&options.boot);
-    let begins = alarm_found.epoch.as_ref() != Some(&epoch);
     let started = epoch.started.clone();
-
-    let mut alarm = Chain::new(Lane::Alarm, alarm_database, alarm_found, epoch.clone(), metrics);
-    if begins {
+    if alarm.epoch() != Some(&epoch) {
         info!(epoch = %epoch.epoch, reason = ?started.as_ref().map(|s| s.reason), "a new epoch begins");
-        alarm.put(meta::EPOCH, json(&epoch));
-        alarm.put(meta::MACHINE, json(&options.machine));
     }
-    for (key, value) in boot_entries(&boots).into_iter().filter(|_| entered) {
-        alarm.put(&key, value);
-    }
-    alarm.commit()?;
-    alarm.publish()?;
-    let telemetry = open_telemetry(telemetry_database, telemetry_found, &epoch.epoch, metrics)?;
-    for chain in [&alarm, &telemetry] {
-        chain.database().place().trust().map_err(|e| refused(&options.path, &e))?;
-    }
+    let setup = |lane, machine| Setup {
+        lane,
+        boot: &options.boot,
+        machine,
+        generation_size: options.generation_size,
+        sync_file,
+        metrics,
+    };
+    let carried = boot_entries(&boots).into_iter().filter(|_| entered);
+    let machine = Put::word(word::MACHINE, &options.machine);
+    let alarm_setup = setup(Lane::Alarm, Some(&*options.machine));
+    let alarm = Chain::open(alarm, &epoch, carried.chain([machine]).collect(), &alarm_setup)?;
+    let telemetry_epoch = telemetry_epoch(&telemetry, &epoch.epoch);
+    let telemetry = Chain::open(telemetry, &telemetry_epoch, Vec::new(), &setup(Lane::Telemetry, None))?;
 
     let mut answers = states.answers;
     answers.sort_by_key(|answer| (boots.rank(&answer.boot), answer.at.mono_ms));
@@ -138,21 +141,18 @@ fn refused(path: &Path, error: &std::io::Error) -> OpenError {
     OpenError::Io { path: path.into(), reason: error.to_string().into() }
 }
 
-/// The telemetry chain in the epoch of the alarm chain, durably.
-fn open_telemetry(database: Database, found: Found, epoch: &Epoch, metrics: &Metrics) -> Result<Chain, OpenError> {
-    let stored = found.epoch.clone();
-    let base = found.next_position - 1;
+/// The epoch of the alarm chain as the telemetry chain has it, or will have it.
+fn telemetry_epoch(found: &Found, epoch: &Epoch) -> EpochMeta {
+    let stored = found.epoch().cloned();
     let replaced = stored.as_ref().map(|stored| stored.epoch.clone());
-    let goes_on = stored.filter(|stored| stored.epoch == *epoch);
-    let begins = goes_on.is_none();
-    let epoch = goes_on.unwrap_or(EpochMeta { epoch: epoch.clone(), base, replaced, started: None });
-    let mut chain = Chain::new(Lane::Telemetry, database, found, epoch.clone(), metrics);
-    if begins {
-        chain.put(meta::EPOCH, json(&epoch));
-    }
-    chain.commit()?;
-    chain.publish()?;
-    Ok(chain)
+    let begins = || EpochMeta {
+        epoch: epoch.clone(),
+        base: found.next_position - 1,
+        replaced,
+        started: None,
+        uncertain_from: None,
+    };
+    stored.filter(|stored| stored.epoch == *epoch).unwrap_or_else(begins)
 }
 
 /// Whether the epoch found goes on.
@@ -164,27 +164,30 @@ enum Decision {
 
 /// An epoch goes on only where none of its numbers can be given again: on the same machine, with both chains whole and
 /// of one mind. Where in doubt a new one begins; that costs one record, a number given twice costs an alarm.
-fn decide(machine: &str, suspect: bool, alarm: &Found, telemetry: &Found) -> Decision {
+fn decide(machine: &str, alarm: &Found, telemetry: &Found) -> Decision {
     let begin = |reason, replaces| Decision::Begin(Started { reason, replaces });
-    let Some(known) = alarm.epoch.as_ref().or(telemetry.epoch.as_ref()) else {
-        return begin(StartReason::NewStore, None);
+    let Some(known) = alarm.epoch().or(telemetry.epoch()) else {
+        let damaged = alarm.damage.is_some() || telemetry.damage.is_some();
+        return begin(if damaged { StartReason::Damaged } else { StartReason::NewStore }, None);
     };
-    let next = |found: &Found| match &found.epoch {
+    let next = |found: &Found| match found.epoch() {
         Some(of) if of.epoch == known.epoch => found.next_position - of.base,
         _ => 1,
     };
     let last = Some((known.epoch.clone(), Next { a: next(alarm), t: next(telemetry) }));
-    let Some(epoch) = &alarm.epoch else { return begin(StartReason::Damaged, last) };
+    let Some(epoch) = alarm.epoch() else { return begin(StartReason::Damaged, last) };
     // An epoch that was never declared is replaced without a word: what it would have replaced still is.
     let replaces = epoch.started.as_ref().map_or(last, |started| started.replaces.clone());
-    if alarm.machine.as_deref().is_some_and(|of| of != machine) {
+    if alarm.word::<String>(word::MACHINE).is_some_and(|of| of != machine) {
         return begin(StartReason::OtherMachine, replaces);
     }
-    let agreed = match &telemetry.epoch {
+    let agreed = match telemetry.epoch() {
         Some(of) if of.epoch == epoch.epoch => true,
         // A crash after the alarm chain began it and before the telemetry chain did.
         Some(of) => epoch.replaced.as_ref() == Some(&of.epoch),
         None => epoch.started.as_ref().is_some_and(|started| started.replaces.is_none()),
     };
+    let numbers_unknown = |found: &Found| found.damage.as_ref().is_some_and(|damage| !damage.numbers_known);
+    let suspect = numbers_unknown(alarm) || numbers_unknown(telemetry);
     if suspect || !agreed { begin(StartReason::Damaged, replaces) } else { Decision::GoOn(epoch.clone()) }
 }
