@@ -38,7 +38,8 @@ impl Outbox {
     pub(super) fn open(path: &Path) -> Self {
         let clock = Clock::system();
         let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned();
-        let options = Options { path: path.into(), machine, boot: clock.boot().clone() };
+        let generation_size = store::GENERATION_SIZE;
+        let options = Options { path: path.into(), machine, boot: clock.boot().clone(), generation_size };
         let (store, recovered, committers) = store::open(&options, &Metrics::new()).expect("the store opens");
         // Two workers, as the daemon has.
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
