@@ -77,6 +77,7 @@ fn rounds(group: usize, syncs: usize, steps: fn(&mut Outbox, usize, usize) -> Ve
         ratios.push(log_time.as_secs_f64() / our_time.as_secs_f64());
         ours.push(events / our_time.as_secs_f64());
         logs.push(events / log_time.as_secs_f64());
+        eprintln!("  {group} a sync, round {}: {:.2}", round + 1, ratios[round]);
     }
     outbox.close();
     (ratios, percentile(&mut ours, 50), percentile(&mut logs, 50))
