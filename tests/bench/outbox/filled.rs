@@ -96,8 +96,10 @@ impl Outbox {
                 reason: None,
                 at: self.now,
                 source_time_ms: None,
+                summary: None,
             };
-            let batch = Batch { device: Segment::parse("panel").expect("a device"), readings: vec![sample] };
+            let batch =
+                Batch { device: Segment::parse("panel").expect("a device"), readings: vec![sample], replaces: None };
             self.record(Lane::Telemetry, sequence, Body::Telemetry(batch))
         };
         (0..count).map(|_| (0..group).map(|_| record()).collect()).collect()
