@@ -56,6 +56,8 @@ pub enum Kind {
     Count,
     /// An epoch and the position before its first record.
     Epoch,
+    /// Nothing: keeps records apart from all else, see `layout`.
+    Fence,
     /// A sealed generation and the positions in it.
     Generation,
     /// A record: what is delivered.
@@ -66,18 +68,28 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 8] =
-        [Self::Alarm, Self::Answer, Self::Boot, Self::Count, Self::Epoch, Self::Generation, Self::Record, Self::Word];
+    pub const ALL: [Self; 9] = [
+        Self::Alarm,
+        Self::Answer,
+        Self::Boot,
+        Self::Count,
+        Self::Epoch,
+        Self::Fence,
+        Self::Generation,
+        Self::Record,
+        Self::Word,
+    ];
 
     /// Its letter.
     #[must_use]
     pub const fn letter(self) -> u8 {
         match self {
-            Self::Alarm => b's',
+            Self::Alarm => b'a',
             Self::Answer => b'c',
             Self::Boot => b'b',
             Self::Count => b'p',
             Self::Epoch => b'e',
+            Self::Fence => b'q',
             Self::Generation => b'g',
             Self::Record => b'r',
             Self::Word => b'm',

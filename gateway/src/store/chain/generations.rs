@@ -52,7 +52,7 @@ pub(super) fn carried(entries: Entries) -> impl Iterator<Item = Result<(Vec<u8>,
 
 /// The chain's own values are written anew, and records stay where they are.
 const fn is_carried(kind: Kind, payload: &[u8]) -> bool {
-    let own = matches!(kind, Kind::Epoch | Kind::Generation | Kind::Record | Kind::Word);
+    let own = matches!(kind, Kind::Epoch | Kind::Fence | Kind::Generation | Kind::Record | Kind::Word);
     !own && !payload.is_empty()
 }
 
@@ -87,7 +87,13 @@ impl Chain {
             Put::word(word::MADE, &self.made),
         ];
         let machine = self.machine.iter().map(|machine| Put::word(word::MACHINE, machine)).collect::<Vec<_>>();
-        generations.into_iter().chain(epochs).chain(words).chain(machine).for_each(|put| self.put(put));
+        generations
+            .into_iter()
+            .chain(epochs)
+            .chain(words)
+            .chain(machine)
+            .chain(Put::fence())
+            .for_each(|put| self.put(put));
         self.write(sled::Batch::default())?;
         let number = self.parts.last().expect("one is open").number;
         self.place.make_durable(number).map_err(|e| self.failed(&e))
