@@ -1,9 +1,9 @@
 //! Keeps the outbox within its quota: what gives way, when, and that it is declared first (DESIGN.md §5.3).
 //!
-//! What the store has found damaged is declared at once. Every few seconds the keeper measures what the store takes on the disk and lets `quota` decide. What gives way is read, declared
-//! through the pipeline, and settled when the declaration is on stable storage: a power cut in between means that it is
-//! declared twice, never that it is missing and undeclared. A record that is on the wire meanwhile may arrive although it
-//! was declared; the receiver then has more than was promised.
+//! What the store has found damaged is declared at once. Every few seconds the keeper measures what the store takes on the
+//! disk and lets `quota` decide. What gives way is read, declared through the pipeline, and settled when the declaration is
+//! on stable storage: a power cut in between means that it is declared twice, never that it is missing and undeclared. A
+//! record that is on the wire meanwhile may arrive although it was declared; the receiver then has more than was promised.
 //!
 //! Reading order: `quota` (what gives way), `thin` (telemetry to summaries), `forecast` (when it will be full),
 //! `warning` (the gateway's own alarms), `disk` (what is measured), `giving_up` (read, declare, settle).
