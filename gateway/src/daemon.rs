@@ -12,6 +12,7 @@ use crate::{
     clock::Clock,
     config::{Config, points::Points},
     http::{BindError, HttpTask, Names, View},
+    machine::Machine,
     metrics::Metrics,
     notify::{Manager, Summary, WatchdogTask},
     pipeline::{INPUT_QUEUE, Input, Pipeline, Raised, core::Core},
@@ -64,8 +65,8 @@ impl Daemon {
         let handles = Handles { metrics: Metrics::new(), shutdown: supervisor.shutdown(), clock, pulse };
         let board = StatusBoard::new(About::of(&config), handles.clock.clone(), handles.pulse.clone());
 
-        let options =
-            store::Options { path: config.outbox.path.clone(), machine: machine(), boot: handles.clock.boot().clone() };
+        let (path, boot) = (config.outbox.path.clone(), handles.clock.boot().clone());
+        let options = store::Options { path, machine: Machine::this(), boot };
         let (store, recovered, committers) = store::open(&options, &handles.metrics)?;
         for (bus, device) in config.modbus.iter().flat_map(|bus| bus.devices.iter().map(move |device| (bus, device))) {
             board.set_device(DeviceUpdate::unheard(device.name.clone(), bus.name.as_str()));
@@ -157,11 +158,4 @@ fn sources(config: Config, readings: &mpsc::Sender<Input>, handles: &Handles, su
         let (gateway, devices) = (config.gateway.id.clone(), devices.clone());
         supervisor.task(name, mqtt::run(gateway, input, devices, outlet, clock.clone(), metrics.clone()));
     }
-}
-
-/// What names this machine: a store carried to another one starts a new epoch (machine-id(5)).
-fn machine() -> String {
-    let read = |path| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).ok();
-    let id = read("/etc/machine-id").or_else(|| read("/var/lib/dbus/machine-id")).filter(|id| !id.is_empty());
-    id.unwrap_or_else(|| "without-machine-id".into())
 }

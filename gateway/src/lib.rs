@@ -24,6 +24,7 @@ mod contract;
 pub mod daemon;
 pub mod http;
 pub mod log;
+pub mod machine;
 pub mod metrics;
 pub mod notify;
 pub mod pipeline;

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tracing::error;
 
 use super::{
-    Head, StoreError, Stored,
+    Head, StoreError, Stored, Unproven,
     durable::{Database, Fault},
     envelope,
     layout::{self, EpochMeta, FORMAT, Numbered, States, Write, json, meta, parse, record_key, record_position},
@@ -22,6 +22,7 @@ use super::{
 use crate::{
     alarm::{AlarmId, AlarmState},
     clock::{BootId, Now},
+    machine::Machine,
     metrics::Metrics,
     record::{Lane, LaneStatus},
 };
@@ -46,12 +47,13 @@ impl Numbering {
 /// What lies in a database when it is opened.
 #[derive(Debug)]
 pub(super) struct Found {
-    pub(super) machine: Option<String>,
+    pub(super) machine: Option<Machine>,
+    pub(super) unproven: Vec<Unproven>,
     pub(super) epoch: Option<EpochMeta>,
     pub(super) next_position: u64,
     pub(super) states: States,
+    pub(super) session: u64,
     format: Option<u32>,
-    session: u64,
     settled: Settled,
     waiting: Waiting,
     unreadable: RangeInclusiveSet<u64>,
@@ -111,6 +113,7 @@ pub(super) fn scan(database: &Database) -> Result<Found, Fault> {
     }
     Ok(Found {
         machine: read(database, meta::MACHINE)?,
+        unproven: read(database, meta::UNPROVEN)?.unwrap_or_default(),
         epoch,
         session: read(database, meta::SESSION)?.unwrap_or(0),
         next_position,
@@ -197,7 +200,7 @@ impl Chain {
             self.batch_size += key.len();
             self.batch.remove(key);
         }
-        Ok(())
+        self.confirm(&write.replaced)
     }
 
     fn stage_record(&mut self, record: Numbered) -> Result<(), StoreError> {

@@ -48,6 +48,8 @@ pub(super) mod meta {
     pub(crate) const NEXT: &[u8] = b"mnext";
     /// Ranges of settled positions, in every chain.
     pub(crate) const SETTLED: &[u8] = b"msettled";
+    /// Numberings in doubt; alarm chain.
+    pub(crate) const UNPROVEN: &[u8] = b"munproven";
     /// CONNECTs counted so far; alarm chain.
     pub(crate) const SESSION: &[u8] = b"msession";
 }
@@ -74,6 +76,8 @@ pub(super) struct Write {
     pub(super) records: Vec<Numbered>,
     pub(super) puts: Vec<(Vec<u8>, Vec<u8>)>,
     pub(super) removes: Vec<Vec<u8>>,
+    /// Positions of records that are replaced.
+    pub(super) replaced: Vec<u64>,
 }
 
 /// A record ready to be stored.
@@ -103,6 +107,8 @@ impl Write {
         write.puts.extend(commit.boots.iter().flat_map(boot_entries));
         write.removes.extend(commit.forgotten_alarms.iter().map(|id| named(prefix::ALARM, id.as_str())));
         write.removes.extend(commit.forgotten_answers.iter().map(|id| named(prefix::ANSWER, id)));
+        write.puts.extend(commit.unproven.iter().map(|unproven| (meta::UNPROVEN.into(), json(unproven))));
+        write.replaced.clone_from(&commit.replaced);
         Ok(write)
     }
 
@@ -122,6 +128,7 @@ impl Write {
         let puts: usize = self.puts.iter().map(|(key, value)| key.len() + value.len()).sum();
         puts + self.records.iter().map(|r| r.bytes.len()).sum::<usize>()
             + self.removes.iter().map(Vec::len).sum::<usize>()
+            + size_of_val(&*self.replaced)
     }
 
     fn put(&mut self, prefix: u8, name: &str, value: Vec<u8>) -> Result<(), StoreError> {

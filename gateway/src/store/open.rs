@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tracing::info;
 
 use super::{
-    Lines, Next, OpenError, Options, Recovered, Started, Store,
+    Lines, Next, OpenError, Options, Recovered, Started, Store, Unproven,
     chain::{Chain, Found, scan},
     committer::{Committer, Handle},
     durable::{Database, SyncFile, sync_file},
@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     clock::Boots,
+    machine::Machine,
     metrics::Metrics,
     record::{Epoch, Lane, StartReason},
     supervise::TaskResult,
@@ -69,17 +70,30 @@ pub(super) fn open_on(
             started: Some(started),
         },
     };
+    let numbers = Next { a: next(&alarm_found, &epoch.epoch), t: next(&telemetry_found, &epoch.epoch) };
+    let before = alarm_found.machine.clone();
+    let (unproven_before, session) = (std::mem::take(&mut alarm_found.unproven), alarm_found.session);
     let states = std::mem::take(&mut alarm_found.states);
     let mut boots = states.boots();
     let entered = boots.enter(&options.boot);
     let begins = alarm_found.epoch.as_ref() != Some(&epoch);
+    let machine = machine(&options.machine, before.clone());
+    let mut unproven = unproven_before.clone();
+    if !begins && unproven.iter().all(|of| of.epoch != epoch.epoch) {
+        unproven.push(Unproven { epoch: epoch.epoch.clone(), from: numbers, session });
+    }
     let started = epoch.started.clone();
 
     let mut alarm = Chain::new(Lane::Alarm, alarm_database, alarm_found, epoch.clone(), metrics);
     if begins {
         info!(epoch = %epoch.epoch, reason = ?started.as_ref().map(|s| s.reason), "a new epoch begins");
         alarm.put(meta::EPOCH, json(&epoch));
-        alarm.put(meta::MACHINE, json(&options.machine));
+    }
+    if before.as_ref() != Some(&machine) {
+        alarm.put(meta::MACHINE, json(&machine));
+    }
+    if unproven != unproven_before {
+        alarm.put(meta::UNPROVEN, json(&unproven));
     }
     for (key, value) in boot_entries(&boots).into_iter().filter(|_| entered) {
         alarm.put(&key, value);
@@ -103,12 +117,19 @@ pub(super) fn open_on(
         counts: states.counts,
         answers,
         boots: boots.clone(),
+        unproven: unproven.clone(),
     };
-    let (store, committers) = start(alarm, telemetry, boots, lock);
+    let (store, committers) = start(alarm, telemetry, boots, unproven, lock);
     Ok((store, recovered, committers))
 }
 
-fn start(alarm: Chain, telemetry: Chain, boots: Boots, lock: File) -> (Store, Committers) {
+/// What is to be kept of this machine: of the same one what was known before as well.
+fn machine(this: &Machine, before: Option<Machine>) -> Machine {
+    let same = before.filter(|before| !before.differs_from(this));
+    this.clone().and_before(same.unwrap_or_default())
+}
+
+fn start(alarm: Chain, telemetry: Chain, boots: Boots, unproven: Vec<Unproven>, lock: File) -> (Store, Committers) {
     let lock = Arc::new(lock);
     let (alarm_head, telemetry_head) = (alarm.head(), telemetry.head());
     let (alarm_jobs, alarm) = Committer::new(alarm, ALARM_GATHER, lock.clone());
@@ -118,6 +139,7 @@ fn start(alarm: Chain, telemetry: Chain, boots: Boots, lock: File) -> (Store, Co
         alarm: lines(alarm_jobs, alarm_head),
         telemetry: lines(telemetry_jobs, telemetry_head),
         boots: Arc::new(watch::Sender::new(boots)),
+        unproven: Arc::new(watch::Sender::new(unproven)),
     };
     (store, vec![("store-alarm", Box::new(|| alarm.run())), ("store-telemetry", Box::new(|| telemetry.run()))])
 }
@@ -155,6 +177,14 @@ fn open_telemetry(database: Database, found: Found, epoch: &Epoch, metrics: &Met
     Ok(chain)
 }
 
+/// The number the next record of a lane gets in an epoch.
+fn next(found: &Found, epoch: &Epoch) -> u64 {
+    match &found.epoch {
+        Some(of) if of.epoch == *epoch => found.next_position - of.base,
+        _ => 1,
+    }
+}
+
 /// Whether the epoch found goes on.
 #[derive(Debug, PartialEq, Eq)]
 enum Decision {
@@ -164,20 +194,17 @@ enum Decision {
 
 /// An epoch goes on only where none of its numbers can be given again: on the same machine, with both chains whole and
 /// of one mind. Where in doubt a new one begins; that costs one record, a number given twice costs an alarm.
-fn decide(machine: &str, suspect: bool, alarm: &Found, telemetry: &Found) -> Decision {
+fn decide(machine: &Machine, suspect: bool, alarm: &Found, telemetry: &Found) -> Decision {
     let begin = |reason, replaces| Decision::Begin(Started { reason, replaces });
     let Some(known) = alarm.epoch.as_ref().or(telemetry.epoch.as_ref()) else {
         return begin(StartReason::NewStore, None);
     };
-    let next = |found: &Found| match &found.epoch {
-        Some(of) if of.epoch == known.epoch => found.next_position - of.base,
-        _ => 1,
-    };
+    let next = |found| next(found, &known.epoch);
     let last = Some((known.epoch.clone(), Next { a: next(alarm), t: next(telemetry) }));
     let Some(epoch) = &alarm.epoch else { return begin(StartReason::Damaged, last) };
     // An epoch that was never declared is replaced without a word: what it would have replaced still is.
     let replaces = epoch.started.as_ref().map_or(last, |started| started.replaces.clone());
-    if alarm.machine.as_deref().is_some_and(|of| of != machine) {
+    if alarm.machine.as_ref().is_some_and(|of| of.differs_from(machine)) {
         return begin(StartReason::OtherMachine, replaces);
     }
     let agreed = match &telemetry.epoch {
