@@ -17,6 +17,7 @@ mod faults;
 mod namespace;
 mod network;
 mod operation;
+mod rollback;
 mod serial;
 mod tls;
 mod twins;

@@ -10,7 +10,7 @@ use crate::{
     },
     config::{Report, points::About},
     reading::{Segment, Value},
-    record::Refused,
+    record::{Refused, StartReason},
 };
 
 pub(super) fn at(mono_ms: u64) -> Now {

@@ -12,7 +12,7 @@ use crate::{
     alarm::Told,
     clock::Now,
     record::{Body, Epoch, Lane, LastKnown, StartReason, StreamEvent},
-    store::{Commit, Next, Started, Stored, Unproven},
+    store::{Commit, Next, Started, Stored},
 };
 
 impl Core {
@@ -128,6 +128,7 @@ mod tests {
         pipeline::Input,
         reading::{Quality, Segment},
         record::{Batch, Record, Sample},
+        store::Unproven,
     };
 
     /// As they lie in the store after a step.
