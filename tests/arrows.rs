@@ -74,6 +74,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("status", &["alarm", "clock", "config", "reading", "record", "store::Head", "supervise"]),
     ("http", &["clock", "config", "metrics", "reading", "status", "supervise"]),
     ("notify", &["clock", "supervise"]),
+    ("flash", &["alarm", "clock", "metrics", "pipeline::Input", "reading", "status", "supervise"]),
     // The wiring.
     ("daemon", &["*"]),
     ("cli", &["*"]),

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use crate::{
     clock::Clock,
     config::{Config, points::Points},
+    flash::FlashTask,
     http::{BindError, HttpTask, Names, View},
     machine::Machine,
     metrics::Metrics,
@@ -99,6 +100,7 @@ impl Daemon {
             (clock.clone(), metrics.clone(), shutdown.clone(), pulse.stage("uplink"));
         let uplink = UplinkTask::new(&config, store, readings.clone(), clock, metrics, beat, shutdown, board.clone());
         supervisor.task("uplink", uplink.run());
+        watch_storage(&config, &readings, &board, &handles, &mut supervisor);
         sources(config, &readings, &handles, &mut supervisor);
         let summary = Summary(Box::new({
             let board = board.clone();
@@ -139,6 +141,25 @@ async fn serve(
     let http = HttpTask::bind(&config.http, &names, view, handles.pulse.stage("http")).await?;
     supervisor.task("http", http.run(handles.shutdown.clone()));
     Ok(())
+}
+
+/// What is written to the card.
+fn watch_storage(
+    config: &Config,
+    readings: &mpsc::Sender<Input>,
+    board: &StatusBoard,
+    handles: &Handles,
+    supervisor: &mut Supervisor,
+) {
+    let flash = FlashTask {
+        budget_bytes: config.outbox.write_budget_bytes,
+        pipeline: readings.clone(),
+        board: board.clone(),
+        metrics: handles.metrics.clone(),
+        clock: handles.clock.clone(),
+        beat: handles.pulse.stage("flash"),
+    };
+    supervisor.task("flash", flash.run(handles.shutdown.clone()));
 }
 
 /// One task a bus and one an MQTT input.

@@ -22,6 +22,7 @@ pub mod config;
 #[path = "../../tests/contract/mod.rs"]
 mod contract;
 pub mod daemon;
+pub mod flash;
 pub mod http;
 pub mod log;
 pub mod machine;

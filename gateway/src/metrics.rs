@@ -53,6 +53,10 @@ pub struct Metrics {
     pub outbox_sync_seconds: HistogramVec,
     /// `gardu_outbox_written_bytes_total{chain}`: payload handed to sled
     pub outbox_written_bytes: IntCounterVec,
+    /// `gardu_process_written_bytes_total`: what the kernel counts as written to storage
+    pub process_written_bytes: IntCounter,
+    /// `gardu_process_written_bytes_per_day`: forecast from the last hours; 0 while nothing is known
+    pub process_written_bytes_per_day: IntGauge,
     /// `gardu_uplink_connected`
     pub uplink_connected: IntGauge,
     /// `gardu_uplink_publishes_total{lane}`
@@ -151,6 +155,15 @@ impl Metrics {
             outbox_lost: counters("outbox_lost_total", "Records declared lost.", &["lane", "reason"]),
             outbox_sync_seconds: times("outbox_sync_seconds", "Duration of one durable commit.", &["chain"]),
             outbox_written_bytes: counters("outbox_written_bytes_total", "Bytes handed to the store.", &["chain"]),
+            process_written_bytes: put(
+                r,
+                IntCounter::with_opts(opts("process_written_bytes_total", "Bytes this process wrote to storage."))
+                    .expect("valid name"),
+            ),
+            process_written_bytes_per_day: gauge(
+                "process_written_bytes_per_day",
+                "Bytes a day at the rate of the last hours; 0 while unknown.",
+            ),
             uplink_connected: gauge("uplink_connected", "1 while the command center's broker accepts us."),
             uplink_publishes: counters("uplink_publishes_total", "Records published, repeats included.", &["lane"]),
             uplink_refused: counters("uplink_refused_total", "Publishes the broker refused.", &["lane", "reason"]),

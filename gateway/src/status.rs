@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 pub use self::snapshot::{
     ALARMS_MAX, About, Communication, DEVICES_MAX, DeviceState, LaneState, LinkWord, Snapshot, Stage, Standing,
-    StandingAlarm, Uplink,
+    StandingAlarm, Uplink, Written,
 };
 use crate::{
     alarm::{State, Transition},
@@ -95,6 +95,7 @@ struct Parts {
     uplink: Option<UplinkState>,
     last_reason: Option<String>,
     heads: Vec<(Lane, watch::Receiver<Head>)>,
+    written: Option<Written>,
     alarms: Standing,
     devices: BTreeMap<Segment, DeviceUpdate>,
 }
@@ -109,6 +110,7 @@ impl StatusBoard {
             uplink: None,
             last_reason: None,
             heads: Vec::new(),
+            written: None,
             alarms: Standing::default(),
             devices: BTreeMap::new(),
         };
@@ -125,6 +127,17 @@ impl StatusBoard {
     /// The store is open: where its lanes can be looked up from now on.
     pub fn set_lanes(&self, heads: impl IntoIterator<Item = (Lane, watch::Receiver<Head>)>) {
         self.parts().heads = heads.into_iter().collect();
+    }
+
+    /// What is written to the storage.
+    pub fn set_written(&self, written: Written) {
+        self.parts().written = Some(written);
+    }
+
+    /// What is written to the storage, once the kernel was asked.
+    #[must_use]
+    pub fn written(&self) -> Option<Written> {
+        self.parts().written
     }
 
     /// The start is complete.
@@ -201,6 +214,7 @@ impl StatusBoard {
             ready: parts.ready,
             uplink: parts.uplink.as_ref().map(|uplink| Uplink::of(uplink, parts.last_reason.clone(), now)),
             lanes: self.lanes_of(&parts, now).collect(),
+            written: parts.written,
             alarms: parts.alarms.clone(),
             devices: parts.devices.values().map(|device| DeviceState::of(device, now)).collect(),
             stages: self.pulse.idle().into_iter().map(stage).collect(),

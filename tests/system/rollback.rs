@@ -143,7 +143,7 @@ fn prove(mut park: Park, after: u16) {
     let [first, new] = &started.collect::<Vec<_>>()[..] else { panic!("not two epochs: {}", ledger.outline()) };
     assert_eq!((new.data("reason"), new.data("replaces")), (&"rolled-back".into(), &first.epoch.as_str().into()));
     let known =
-        |lane: char| ledger.events.iter().filter(|e| e.epoch == first.epoch && e.lane == lane).map(|e| e.sequence);
+        |lane: char| ledger.events.iter().filter(move |e| e.epoch == first.epoch && e.lane == lane).map(|e| e.sequence);
     let last = ["a", "t"].map(|lane| new.data("last")[lane].as_u64());
     assert_eq!(last, ['a', 't'].map(|lane| known(lane).max()), "the last numbers the center knows of the first epoch");
     assert_eq!(new.sequence, 1, "an epoch begins with its declaration");

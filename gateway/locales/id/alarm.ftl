@@ -5,3 +5,4 @@ alarm-rule = Alarm { $rule } pada { $point }
 alarm-test = Alarm uji
 alarm-delivery-refused = Broker pusat komando menolak kiriman gateway ini; periksa hak aksesnya (ACL)
 alarm-identity-conflict = Gateway lain tersambung dengan id gateway ini; beri masing-masing `gateway.id` sendiri
+alarm-flash-budget = Gateway ini menulis ke kartu memori lebih banyak per hari daripada `outbox.write_budget`; kartu lebih cepat aus

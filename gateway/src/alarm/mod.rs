@@ -61,6 +61,12 @@ impl AlarmId {
         Self("gateway/identity-conflict".into())
     }
 
+    /// The alarm that says that more is written to the storage than was allowed for.
+    #[must_use]
+    pub fn flash_budget() -> Self {
+        Self("gateway/flash-budget".into())
+    }
+
     /// An alarm's name as received from outside: 2 to 5 segments.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {

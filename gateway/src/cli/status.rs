@@ -16,10 +16,10 @@ use tokio::net::TcpStream;
 use crate::{
     alarm::{Severity, Texts},
     cli::{Form, exit},
-    config::{self, Language, Need},
+    config::{self, Language, Need, units::show_size},
     reading::Reason,
     record::Lane,
-    status::{Communication, DeviceState, LaneState, LinkWord, Snapshot, StandingAlarm, Uplink},
+    status::{Communication, DeviceState, LaneState, LinkWord, Snapshot, StandingAlarm, Uplink, Written},
     supervise::{Children, STALLED_AFTER},
     text::{Arg, say},
 };
@@ -152,6 +152,9 @@ pub fn render(seen: &Snapshot, language: Language) -> String {
     for (i, (lane, state)) in seen.lanes.iter().enumerate() {
         out.push_str(&page.row(if i == 0 { "status-outbox" } else { "" }, &page.lane(*lane, state)));
     }
+    if let Some(written) = seen.written {
+        out.push_str(&page.row("status-card", &page.written(written)));
+    }
     page.stages(&mut out, seen);
     page.alarms(&mut out, seen);
     page.devices(&mut out, &seen.devices);
@@ -225,6 +228,17 @@ impl Page {
             ("age", state.oldest_age_s.map_or_else(|| "?".into(), |age| self.duration(age)).into()),
         ];
         self.say("status-lane-waiting", &args)
+    }
+
+    fn written(&self, Written { total_bytes, day_bytes, budget_day_bytes }: Written) -> String {
+        let key = match (day_bytes, budget_day_bytes) {
+            (None, _) => "status-written",
+            (Some(_), None) => "status-written-day",
+            (Some(_), Some(_)) => "status-written-budget",
+        };
+        let size = |bytes: Option<u64>| show_size(bytes.unwrap_or(0)).into();
+        let args = [("total", size(Some(total_bytes))), ("day", size(day_bytes)), ("budget", size(budget_day_bytes))];
+        self.say(key, &args)
     }
 
     fn stages(&self, out: &mut String, seen: &Snapshot) {

@@ -152,11 +152,14 @@ fn topic_prefix(node: Node<'_>) -> Option<&str> {
 
 pub(super) fn outbox(document: &Document<'_>) -> Outbox {
     let default = PathBuf::from("/var/lib/gardu/outbox");
-    let Some(section) = document.single("outbox", "[outbox]") else { return Outbox { path: default } };
+    let Some(section) = document.single("outbox", "[outbox]") else {
+        return Outbox { path: default, write_budget_bytes: None };
+    };
     let path = section.or("path", default, files::file_path);
     section.later(&["max_size", "telemetry_max_age"]);
+    let write_budget_bytes = section.optional("write_budget", Node::size_a_day);
     section.finish();
-    Outbox { path }
+    Outbox { path, write_budget_bytes }
 }
 
 /// Addresses that are taken, so that none is given twice.

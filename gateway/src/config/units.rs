@@ -22,6 +22,27 @@ pub fn show_duration(duration: Duration) -> String {
     format!("{}{unit}", ms / u128::from(unit_ms))
 }
 
+/// The units of a size, in bytes, largest first.
+const UNITS_BYTES: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+
+/// Parses `512KiB`, `16MiB`, `2GiB`, `1TiB` to bytes.
+pub fn size(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let unit_bytes = UNITS_BYTES.into_iter().find(|(name, _)| *name == unit)?.1;
+    number.parse::<u64>().ok()?.checked_mul(unit_bytes)
+}
+
+/// Spells a size for people, in the largest unit of which it has one, with at most one decimal.
+#[must_use]
+pub fn show_size(bytes: u64) -> String {
+    let Some((unit, unit_bytes)) = UNITS_BYTES.into_iter().find(|(_, unit_bytes)| bytes >= *unit_bytes) else {
+        return format!("{bytes} B");
+    };
+    let tenths = u128::from(bytes) * 10 / u128::from(unit_bytes);
+    if tenths < 100 { format!("{}.{} {unit}", tenths / 10, tenths % 10) } else { format!("{} {unit}", tenths / 10) }
+}
+
 /// Why a URL is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum UrlError {
@@ -98,6 +119,23 @@ mod tests {
         for bad in ["", "5", "s", "1.5s", "-1s", "5 s", "1h30m", "5S", "99999999999999999999d", "18446744073709551615d"]
         {
             assert_eq!(duration(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_one_whole_number_and_one_binary_unit() {
+        for (text, bytes) in
+            [("0KiB", 0), ("512KiB", 524_288), ("16MiB", 16 << 20), ("2GiB", 2 << 30), ("1TiB", 1 << 40)]
+        {
+            assert_eq!(size(text), Some(bytes), "{text}");
+        }
+        for bad in ["", "2", "GiB", "2GB", "2 GiB", "1.5GiB", "-1MiB", "2gib", "99999999999GiB"] {
+            assert_eq!(size(bad), None, "{bad}");
+        }
+        for (bytes, shown) in
+            [(0, "0 B"), (1_023, "1023 B"), (1_536, "1.5 KiB"), (12 << 20, "12 MiB"), (2 << 30, "2.0 GiB")]
+        {
+            assert_eq!(show_size(bytes), shown);
         }
     }
 
