@@ -28,7 +28,7 @@ impl Core {
         let doubted = self.unproven.iter().find(|of| of.epoch == replaces);
         // Numbers in doubt are given back: of the replaced epoch there will be none that the center does not know.
         let ours = doubted.map_or(self.next, |of| of.from);
-        let last = Next { a: ours.a.max(known.a + 1), t: ours.t.max(known.t + 1) };
+        let last = Next { a: ours.a.max(known.a.saturating_add(1)), t: ours.t.max(known.t.saturating_add(1)) };
         self.next = Next { a: 1, t: 1 };
         self.epoch_replaced = true;
         let started = Started { reason: StartReason::RolledBack, replaces: Some((replaces, last)) };
