@@ -12,7 +12,8 @@ use crate::{
     clock::Clock,
     config::{Config, points::Points},
     flash::FlashTask,
-    http::{BindError, HttpTask, Names, View},
+    http::{BindError, HttpTask, Names, OutboxView, View},
+    keeper::{self, KeeperTask},
     machine::Machine,
     metrics::Metrics,
     notify::{Manager, Summary, WatchdogTask},
@@ -23,9 +24,9 @@ use crate::{
         mqtt::{self, Outlet, devices::Devices},
     },
     status::{About, DeviceUpdate, StatusBoard},
-    store::{self, OpenError},
+    store::{self, OpenError, Store},
     supervise::{Failure, Pulse, Shutdown, Supervisor},
-    uplink::session::UplinkTask,
+    uplink::{message, session::UplinkTask},
 };
 
 /// How long everything together may take to stop: the uplink's drain, one slow sync of each chain, and room. systemd's
@@ -66,14 +67,18 @@ impl Daemon {
         let handles = Handles { metrics: Metrics::new(), shutdown: supervisor.shutdown(), clock, pulse };
         let board = StatusBoard::new(About::of(&config), handles.clock.clone(), handles.pulse.clone());
 
-        let (path, boot) = (config.outbox.path.clone(), handles.clock.boot().clone());
-        let options = store::Options { path, machine: Machine::this(), boot };
+        let options = store::Options {
+            path: config.outbox.path.clone(),
+            machine: Machine::this(),
+            boot: handles.clock.boot().clone(),
+            generation_size: keeper::generation_size(config.outbox.max_size),
+        };
         let (store, recovered, committers) = store::open(&options, &handles.metrics)?;
         for (bus, device) in config.modbus.iter().flat_map(|bus| bus.devices.iter().map(move |device| (bus, device))) {
             board.set_device(DeviceUpdate::unheard(device.name.clone(), bus.name.as_str()));
         }
         board.set_lanes(Lane::ALL.map(|lane| (lane, store.head(lane))));
-        serve(&config, &board, &handles, &mut supervisor).await?;
+        serve(&config, &board, &store, &handles, &mut supervisor).await?;
 
         for (name, committer) in committers {
             supervisor.thread(name, committer);
@@ -98,6 +103,17 @@ impl Daemon {
         let Handles { clock, metrics, pulse, shutdown } = &handles;
         let (clock, metrics, shutdown, beat) =
             (clock.clone(), metrics.clone(), shutdown.clone(), pulse.stage("uplink"));
+        let keeper = KeeperTask {
+            outbox: config.outbox.clone(),
+            store: store.clone(),
+            pipeline: readings.clone(),
+            board: board.clone(),
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+            beat: pulse.stage("keeper"),
+            shutdown: shutdown.clone(),
+        };
+        supervisor.task("keeper", keeper.run());
         let uplink = UplinkTask::new(&config, store, readings.clone(), clock, metrics, beat, shutdown, board.clone());
         supervisor.task("uplink", uplink.run());
         watch_storage(&config, &readings, &board, &handles, &mut supervisor);
@@ -128,14 +144,18 @@ impl Daemon {
 async fn serve(
     config: &Config,
     board: &StatusBoard,
+    store: &Store,
     handles: &Handles,
     supervisor: &mut Supervisor,
 ) -> Result<(), BindError> {
+    let about = message::About::new(&config.gateway, &config.command_center.topic_prefix);
+    let outbox = OutboxView::new(store.clone(), about, config.outbox.path.clone(), config.outbox.max_size);
     let view = View {
         board: board.clone(),
         metrics: handles.metrics.clone(),
         pulse: handles.pulse.clone(),
         clock: handles.clock.clone(),
+        outbox: Some(outbox),
     };
     let names = Names::of(&config.gateway.id);
     let http = HttpTask::bind(&config.http, &names, view, handles.pulse.stage("http")).await?;

@@ -24,6 +24,7 @@ mod contract;
 pub mod daemon;
 pub mod flash;
 pub mod http;
+pub mod keeper;
 pub mod log;
 pub mod machine;
 pub mod metrics;

@@ -6,7 +6,7 @@ use prometheus::{
     process_collector::ProcessCollector,
 };
 /// Handles that others may keep: `prometheus` itself is named only here and in `http`.
-pub use prometheus::{Histogram, IntCounter, IntGauge};
+pub use prometheus::{Gauge, Histogram, IntCounter, IntGauge};
 
 /// Handles to every metric; clones share them.
 #[derive(Debug, Clone)]
@@ -49,6 +49,14 @@ pub struct Metrics {
     pub outbox_oldest_age_seconds: IntGaugeVec,
     /// `gardu_outbox_lost_total{lane,reason}`
     pub outbox_lost: IntCounterVec,
+    /// `gardu_outbox_evictions_total{lane,reason}`: generations from which something was given up
+    pub outbox_evictions: IntCounterVec,
+    /// `gardu_outbox_disk_bytes`: allocated for everything below the outbox's folder
+    pub outbox_disk_bytes: IntGauge,
+    /// `gardu_outbox_quota_bytes`
+    pub outbox_quota_bytes: IntGauge,
+    /// `gardu_outbox_full_in_seconds`: `+Inf` while it does not grow
+    pub outbox_full_in_seconds: Gauge,
     /// `gardu_outbox_sync_seconds{chain}`
     pub outbox_sync_seconds: HistogramVec,
     /// `gardu_outbox_written_bytes_total{chain}`: payload handed to sled
@@ -57,6 +65,8 @@ pub struct Metrics {
     pub process_written_bytes: IntCounter,
     /// `gardu_process_written_bytes_per_day`: forecast from the last hours; 0 while nothing is known
     pub process_written_bytes_per_day: IntGauge,
+    /// `gardu_outbox_blobs_total{chain}`: generations with files that sled does not sync
+    pub outbox_blobs: IntCounterVec,
     /// `gardu_uplink_connected`
     pub uplink_connected: IntGauge,
     /// `gardu_uplink_publishes_total{lane}`
@@ -153,6 +163,18 @@ impl Metrics {
             outbox_bytes: gauges("outbox_bytes", "Bytes of the records waiting.", &["lane"]),
             outbox_oldest_age_seconds: gauges("outbox_oldest_age_seconds", "Age of the oldest waiting.", &["lane"]),
             outbox_lost: counters("outbox_lost_total", "Records declared lost.", &["lane", "reason"]),
+            outbox_evictions: counters(
+                "outbox_evictions_total",
+                "Generations from which something was given up.",
+                &["lane", "reason"],
+            ),
+            outbox_disk_bytes: gauge("outbox_disk_bytes", "What the outbox takes on the disk."),
+            outbox_quota_bytes: gauge("outbox_quota_bytes", "What the outbox may take."),
+            outbox_full_in_seconds: put(
+                r,
+                Gauge::with_opts(opts("outbox_full_in_seconds", "When the outbox is full if it goes on growing."))
+                    .expect("valid name"),
+            ),
             outbox_sync_seconds: times("outbox_sync_seconds", "Duration of one durable commit.", &["chain"]),
             outbox_written_bytes: counters("outbox_written_bytes_total", "Bytes handed to the store.", &["chain"]),
             process_written_bytes: put(
@@ -164,6 +186,7 @@ impl Metrics {
                 "process_written_bytes_per_day",
                 "Bytes a day at the rate of the last hours; 0 while unknown.",
             ),
+            outbox_blobs: counters("outbox_blobs_total", "Generations with files a power cut can destroy.", &["chain"]),
             uplink_connected: gauge("uplink_connected", "1 while the command center's broker accepts us."),
             uplink_publishes: counters("uplink_publishes_total", "Records published, repeats included.", &["lane"]),
             uplink_refused: counters("uplink_refused_total", "Publishes the broker refused.", &["lane", "reason"]),

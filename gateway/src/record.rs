@@ -2,7 +2,8 @@
 //!
 //! Terms: a **lane** is a numbered stream of records; `a` carries alarm events, stream events and command results, `t`
 //! telemetry. An **epoch** names a life of the store; within one epoch and lane, **sequence** numbers are contiguous
-//! from 1. A **position** orders the records of a lane across epochs and never leaves the store.
+//! from 1. A **position** orders the records of a lane across epochs and never leaves the gateway; people
+//! see it as a place in the queue.
 //!
 //! A record is written once and never rewritten: times are kept as the clocks had them and made into text when sent.
 
@@ -151,6 +152,24 @@ pub struct Batch {
     pub device: Segment,
     /// In the order taken; at least one.
     pub readings: Vec<Sample>,
+    /// Set on a summary of 15 minutes: what it was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<Replaces>,
+}
+
+/// The telemetry records that a summary stands for (DESIGN.md §5.3).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replaces {
+    /// Their epoch.
+    pub epoch: Epoch,
+    /// First and last number of each run, both included; at most [`Replaces::RANGES_MAX`]. Where there were more, near
+    /// ones were joined, and cover numbers of other devices as well.
+    pub ranges: Vec<(u64, u64)>,
+}
+
+impl Replaces {
+    /// A small part of a record: half a kilobyte.
+    pub const RANGES_MAX: usize = 16;
 }
 
 /// One reading inside a batch.
@@ -170,6 +189,22 @@ pub struct Sample {
     /// When the device says it happened, milliseconds since 1970 UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_time_ms: Option<i64>,
+    /// In a summary: what the good readings of its 15 minutes were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<Summary>,
+}
+
+/// What several good readings of one point were.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// How many.
+    pub count: u64,
+    /// The least of them; none if there were none, or texts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<Value>,
+    /// The greatest of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<Value>,
 }
 
 /// What the command center must know about the numbering itself (DESIGN.md §5.3).
@@ -233,14 +268,29 @@ pub enum StartReason {
 pub enum LossReason {
     /// The broker refuses it for good: too large or invalid.
     Refused,
+    /// The outbox was full.
+    Quota,
+    /// Telemetry that waited longer than it may.
+    Age,
+    /// Telemetry of which a summary was recorded instead.
+    Thinned,
+    /// The store was damaged.
+    Damaged,
 }
 
 impl LossReason {
+    /// Every reason.
+    pub const ALL: [Self; 5] = [Self::Refused, Self::Quota, Self::Age, Self::Thinned, Self::Damaged];
+
     /// The word in payloads and metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Refused => "refused",
+            Self::Quota => "quota",
+            Self::Age => "age",
+            Self::Thinned => "thinned",
+            Self::Damaged => "damaged",
         }
     }
 }

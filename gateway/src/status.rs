@@ -3,6 +3,7 @@
 //! Tasks put what changed on the [`StatusBoard`]; whoever looks takes a snapshot. Ages are computed when someone
 //! looks, so nobody has to keep them fresh. Nothing here decides anything.
 
+pub mod outbox;
 mod snapshot;
 
 use std::{
@@ -15,12 +16,12 @@ use std::{
 use tokio::sync::watch;
 
 pub use self::snapshot::{
-    ALARMS_MAX, About, Communication, DEVICES_MAX, DeviceState, LaneState, LinkWord, Snapshot, Stage, Standing,
-    StandingAlarm, Uplink, Written,
+    ALARMS_MAX, About, Communication, DEVICES_MAX, DeviceState, LaneState, LinkWord, OutboxState, Snapshot, Stage,
+    Standing, StandingAlarm, Uplink, Written,
 };
 use crate::{
     alarm::{State, Transition},
-    clock::{Clock, Now, rfc3339},
+    clock::{BootId, Clock, Now, rfc3339},
     reading::{Quality, Reading, Reason, Segment, Value},
     record::Lane,
     store::Head,
@@ -96,6 +97,7 @@ struct Parts {
     last_reason: Option<String>,
     heads: Vec<(Lane, watch::Receiver<Head>)>,
     written: Option<Written>,
+    outbox: Option<OutboxState>,
     alarms: Standing,
     devices: BTreeMap<Segment, DeviceUpdate>,
 }
@@ -111,6 +113,7 @@ impl StatusBoard {
             last_reason: None,
             heads: Vec::new(),
             written: None,
+            outbox: None,
             alarms: Standing::default(),
             devices: BTreeMap::new(),
         };
@@ -127,6 +130,17 @@ impl StatusBoard {
     /// The store is open: where its lanes can be looked up from now on.
     pub fn set_lanes(&self, heads: impl IntoIterator<Item = (Lane, watch::Receiver<Head>)>) {
         self.parts().heads = heads.into_iter().collect();
+    }
+
+    /// The outbox was measured.
+    pub fn set_outbox(&self, outbox: OutboxState) {
+        self.parts().outbox = Some(outbox);
+    }
+
+    /// How full the outbox is, once it was measured.
+    #[must_use]
+    pub fn outbox(&self) -> Option<OutboxState> {
+        self.parts().outbox
     }
 
     /// What is written to the storage.
@@ -215,6 +229,7 @@ impl StatusBoard {
             uplink: parts.uplink.as_ref().map(|uplink| Uplink::of(uplink, parts.last_reason.clone(), now)),
             lanes: self.lanes_of(&parts, now).collect(),
             written: parts.written,
+            outbox: parts.outbox,
             alarms: parts.alarms.clone(),
             devices: parts.devices.values().map(|device| DeviceState::of(device, now)).collect(),
             stages: self.pulse.idle().into_iter().map(stage).collect(),
@@ -247,26 +262,29 @@ impl StatusBoard {
     }
 
     fn lane(&self, head: &Head, now: Now) -> LaneState {
-        let age = |(boot, at): &(_, Now)| {
-            if boot == self.clock.boot() {
-                return Some(now.since(*at).as_secs());
-            }
-            let wall_ms = (at.trusted && now.trusted).then(|| now.wall_ms.saturating_sub(at.wall_ms))?;
-            u64::try_from(wall_ms / 1_000).ok()
-        };
         LaneState {
             epoch: head.status.epoch.clone(),
             next: head.status.next,
             settled: head.status.settled,
             records: head.records,
             bytes: head.bytes,
-            oldest_age_s: head.oldest.as_ref().and_then(age),
+            oldest_age_s: head.oldest.as_ref().and_then(|(boot, at)| age_s(&self.clock, boot, *at, now)),
         }
     }
 
     fn parts(&self) -> MutexGuard<'_, Parts> {
         self.parts.lock().expect("no panic while the board is held")
     }
+}
+
+/// How long ago a moment of `boot` was; unknown where no trusted clock spans the restart since.
+#[must_use]
+pub fn age_s(clock: &Clock, boot: &BootId, at: Now, now: Now) -> Option<u64> {
+    if boot == clock.boot() {
+        return Some(now.since(at).as_secs());
+    }
+    let wall_ms = (at.trusted && now.trusted).then(|| now.wall_ms.saturating_sub(at.wall_ms))?;
+    u64::try_from(wall_ms / 1_000).ok()
 }
 
 /// What the gateway says of itself is not a device.
@@ -342,6 +360,7 @@ pub(crate) mod tests {
             next_position: 8,
             records: 2,
             bytes: 700,
+            missing: 0,
             oldest: Some((BootId::new(boot), at)),
         }
     }

@@ -6,6 +6,7 @@
 
 use std::{
     future::Future,
+    pin::pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -35,6 +36,17 @@ impl Beat {
     /// The stage is alive and has just done a step (or waited in vain for one).
     pub fn mark(&self) {
         self.last_mono_ms.store(self.clock.now().mono_ms, Ordering::Relaxed);
+    }
+
+    /// Waits for something, alive as long as waiting is excused: a restart would not make it come.
+    pub async fn excused<T>(&self, is_excused: impl Fn() -> bool, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                () = tokio::time::sleep(BEAT_EVERY) => if is_excused() { self.mark() },
+            }
+        }
     }
 }
 
@@ -206,6 +218,19 @@ impl Supervisor {
 impl Default for Supervisor {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// Does work that blocks on a thread of its own. The caller bounds how often: work that hangs keeps its thread.
+#[expect(clippy::disallowed_methods, reason = "this is where it belongs")]
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(failed) => match failed.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // Cancelled: the runtime ends, and whoever asked with it.
+            Err(_) => std::future::pending().await,
+        },
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
         points::{About, Points},
     },
     reading::{PointId, Reading, Segment, Value},
-    record::{Batch, RECORD_SIZE_MAX, Sample},
+    record::{Batch, RECORD_SIZE_MAX, Replaces, Sample},
 };
 
 /// How long changes are gathered into one record: the contract's 1 s, with room for the commit.
@@ -26,6 +26,9 @@ pub const POINTS_MAX: usize = 20_000;
 /// rounded up from the stored JSON.
 const SAMPLE_OVERHEAD: usize = 160;
 const RECORD_OVERHEAD: usize = 640;
+/// The same of a summary beside its values, and of one pair of numbers below 10^13.
+const SUMMARY_OVERHEAD: usize = 64;
+const RANGE_SIZE: usize = 32;
 
 /// The latest reading of every point, and the samples waiting to be sent.
 #[derive(Debug)]
@@ -83,6 +86,7 @@ impl Telemetry {
             reason: reading.reason,
             at: reading.at,
             source_time_ms: reading.source_time_ms,
+            summary: None,
         };
         if !self.latest.contains_key(&reading.point) {
             if self.latest.len() >= POINTS_MAX {
@@ -136,7 +140,10 @@ impl Telemetry {
     /// Every change that waits, due or not: someone waits for it to be stored, or the daemon stops.
     pub fn take_changes(&mut self) -> Vec<Batch> {
         self.changes_due_ms = None;
-        std::mem::take(&mut self.changed).into_iter().flat_map(|(device, samples)| cut(&device, samples)).collect()
+        std::mem::take(&mut self.changed)
+            .into_iter()
+            .flat_map(|(device, samples)| cut(&device, samples, None))
+            .collect()
     }
 
     fn take_interval(&mut self) -> Vec<Batch> {
@@ -150,7 +157,7 @@ impl Telemetry {
             samples.sort_by(|a, b| a.point.cmp(&b.point));
             (device, samples)
         });
-        sorted.flat_map(|(device, samples)| cut(&device, samples)).collect()
+        sorted.flat_map(|(device, samples)| cut(&device, samples, None)).collect()
     }
 }
 
@@ -168,15 +175,17 @@ fn differs(told: &Sample, now: &Sample, deadband: f64) -> bool {
     }
 }
 
-/// Cuts one device's samples into batches that fit a record.
-fn cut(device: &Segment, samples: Vec<Sample>) -> Vec<Batch> {
+/// Cuts one device's samples into batches that fit a record; each says what it stands for.
+#[must_use]
+pub fn cut(device: &Segment, samples: Vec<Sample>, replaces: Option<&Replaces>) -> Vec<Batch> {
+    let overhead = RECORD_OVERHEAD + replaces.map_or(0, |replaces| 64 + RANGE_SIZE * replaces.ranges.len());
     let mut batches: Vec<Batch> = Vec::new();
     let mut room = 0;
     for sample in samples {
         let size = size_of_stored(&sample);
         if size > room || batches.is_empty() {
-            batches.push(Batch { device: device.clone(), readings: Vec::new() });
-            room = RECORD_SIZE_MAX - RECORD_OVERHEAD;
+            batches.push(Batch { device: device.clone(), readings: Vec::new(), replaces: replaces.cloned() });
+            room = RECORD_SIZE_MAX - overhead;
         }
         room = room.saturating_sub(size);
         batches.last_mut().expect("pushed above").readings.push(sample);
@@ -185,12 +194,18 @@ fn cut(device: &Segment, samples: Vec<Sample>) -> Vec<Batch> {
 }
 
 fn size_of_stored(sample: &Sample) -> usize {
-    let value = match &sample.value {
+    let summary = sample.summary.as_ref().map_or(0, |summary| {
+        SUMMARY_OVERHEAD + size_of_value(summary.min.as_ref()) + size_of_value(summary.max.as_ref())
+    });
+    SAMPLE_OVERHEAD + sample.point.as_str().len() + size_of_value(sample.value.as_ref()) + summary
+}
+
+fn size_of_value(value: Option<&Value>) -> usize {
+    match value {
         Some(Value::Text(text)) => 2 * text.len(), // quotes and backslashes take two bytes; control characters never get here
         Some(_) => 40,
         None => 4,
-    };
-    SAMPLE_OVERHEAD + sample.point.as_str().len() + value
+    }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ macro_rules! locale {
             include_str!(concat!("../locales/", $language, "/command.ftl")),
             include_str!(concat!("../locales/", $language, "/daemon.ftl")),
             include_str!(concat!("../locales/", $language, "/demo.ftl")),
+            include_str!(concat!("../locales/", $language, "/outbox.ftl")),
             include_str!(concat!("../locales/", $language, "/status.ftl")),
         ]
     };
@@ -27,7 +28,7 @@ type Bundle = FluentBundle<FluentResource>;
 static INDONESIAN: LazyLock<Bundle> = LazyLock::new(|| bundle(Language::Indonesian, locale!("id")));
 static ENGLISH: LazyLock<Bundle> = LazyLock::new(|| bundle(Language::English, locale!("en")));
 
-fn bundle(language: Language, files: [&'static str; 6]) -> Bundle {
+fn bundle(language: Language, files: [&'static str; 7]) -> Bundle {
     let mut bundle = FluentBundle::new_concurrent(vec![language.code().parse().expect("both codes are language tags")]);
     bundle.set_use_isolating(false); // texts end in terminals and JSON, not in bidirectional HTML
     for file in files {
@@ -78,7 +79,7 @@ mod tests {
 
     use super::*;
 
-    fn keys(files: [&str; 6]) -> BTreeSet<String> {
+    fn keys(files: [&str; 7]) -> BTreeSet<String> {
         let lines = files.into_iter().flat_map(str::lines);
         lines
             .filter_map(|line| line.split_once(" ="))

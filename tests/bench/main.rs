@@ -14,6 +14,7 @@ mod drain;
 mod faults;
 mod latency;
 mod load;
+mod outbox;
 mod process;
 mod subscriber;
 #[path = "../system/support/mod.rs"]
@@ -33,11 +34,12 @@ use self::{support::gateway::BINARY, table::Table};
 type Measure = fn(&mut Table);
 
 /// By the names that may be given as arguments.
-const MEASUREMENTS: [(&str, Measure); 6] = [
+const MEASUREMENTS: [(&str, Measure); 7] = [
     ("latency", latency::measure),
     ("load", load::measure),
     ("drain", drain::measure),
     ("back", back::measure),
+    ("outbox", outbox::measure),
     ("size", size),
     ("faults", faults::measure),
 ];
@@ -47,6 +49,11 @@ const WAITING: &str = "gardu_outbox_records{lane=\"a\"}";
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [flag, child @ ..] = arguments.as_slice()
+        && flag == outbox::CHILD
+    {
+        return outbox::child(child);
+    }
     if !arguments.iter().any(|argument| argument == "--bench") {
         // `cargo test --all-targets` runs every target once; measuring is asked for with `cargo bench`.
         return eprintln!("not measured: use tests/bench/run");

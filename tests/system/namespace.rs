@@ -5,22 +5,15 @@
 //! not the machine's. That needs root or user namespaces, and unshare, ip, tc and nft (Debian: util-linux, iproute2,
 //! nftables). Where it cannot be had, `GARDU_NO_NAMESPACE=1` says so; without that the tests fail.
 
-use std::{
-    env, fs,
-    process::{Command, Stdio},
-    sync::OnceLock,
-    time::Duration,
-};
+use std::{fs, sync::OnceLock, time::Duration};
 
 use tempfile::TempDir;
 
 use crate::support::{
     faults::{Hold, Kind, Notice, PLAIN, SILENCE_MAX, Scene, run_side_by_side, times},
+    inside::{self, Inside},
     proxy::Cut,
 };
-
-/// Says to a test that it is inside.
-const INSIDE: &str = "GARDU_INSIDE_NAMESPACE";
 
 const DROPPED: Kind = Kind {
     name: "packets dropped both ways",
@@ -110,30 +103,17 @@ fn dropped_packets_slow_packets_and_lost_names_lose_nothing() {
 
 /// Runs a test's story where network and mounts are its own.
 fn inside(test: &str, story: impl FnOnce()) {
-    if env::var_os(INSIDE).is_some() {
+    let namespaces: &[&str] = if rustix::process::geteuid().is_root() {
+        &["--net", "--mount"]
+    } else {
+        &["--net", "--mount", "--user", "--map-root-user"]
+    };
+    let needs = "root, or user namespaces allowed";
+    Inside { unshare: namespaces, needs, without: "GARDU_NO_NAMESPACE" }.run(test, || {
         tool("ip", "link set lo up");
         tool("ip", "link set lo mtu 1500"); // as a real link has it
-        return story();
-    }
-    if env::var("GARDU_NO_NAMESPACE").is_ok_and(|value| value == "1") {
-        return eprintln!("{test}: not tried, as GARDU_NO_NAMESPACE=1 says");
-    }
-    // Debian keeps the tools of a network in /usr/sbin, which is not in every user's PATH.
-    let path = format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default());
-    let mut command = Command::new("unshare");
-    if !rustix::process::geteuid().is_root() {
-        command.args(["--user", "--map-root-user"]);
-    }
-    command.args(["--net", "--mount"]).arg(env::current_exe().expect("this test has a file"));
-    command.args(["--exact", test, "--nocapture"]).env(INSIDE, "1").env("PATH", path).stdin(Stdio::null());
-    let output = command.output().expect("unshare is installed (Debian: apt-get install util-linux)");
-    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    eprintln!("{said}");
-    assert!(
-        output.status.success() && said.contains("1 passed"),
-        "{test}: failed in its namespaces, or they cannot be had (root, or user namespaces allowed); \
-         GARDU_NO_NAMESPACE=1 goes without"
-    );
+        story();
+    });
 }
 
 /// Silently drops what a rule matches, from now on; each proxy has a table of its own.
@@ -148,17 +128,12 @@ fn drop_no_more(scene: &mut Scene<'_>) {
 }
 
 fn nft(script: &str) {
-    succeeds(Command::new("nft").arg(script));
+    inside::tool("nft", &[script]).unwrap_or_else(|fault| panic!("{fault}"));
 }
 
 /// Runs a tool with words between spaces.
 fn tool(name: &str, words: &str) {
-    succeeds(Command::new(name).args(words.split(' ')));
-}
-
-fn succeeds(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|e| panic!("{command:?} cannot be started: {e}"));
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    inside::tool(name, &words.split(' ').collect::<Vec<_>>()).unwrap_or_else(|fault| panic!("{fault}"));
 }
 
 fn hosts() -> String {

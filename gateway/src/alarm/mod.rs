@@ -67,6 +67,18 @@ impl AlarmId {
         Self("gateway/flash-budget".into())
     }
 
+    /// The alarm that says that the outbox is full and records are given up.
+    #[must_use]
+    pub fn outbox_evicting() -> Self {
+        Self("gateway/outbox-evicting".into())
+    }
+
+    /// The alarm that says that the outbox will soon be full.
+    #[must_use]
+    pub fn outbox_filling() -> Self {
+        Self("gateway/outbox-filling".into())
+    }
+
     /// An alarm's name as received from outside: 2 to 5 segments.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {

@@ -2,9 +2,12 @@
 
 mod allocator;
 pub mod arguments;
+pub mod ask;
 pub mod check;
 pub mod demo;
 pub mod exit;
+pub mod outbox;
+mod page;
 pub mod run;
 pub mod status;
 
@@ -46,6 +49,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
         }
         What::Check(form) => check::run(&config, asked, form).into(),
         What::Status(form) => runtime().block_on(status::run(&config, asked, form)).into(),
+        What::Outbox(task) => outbox::run(&config, asked, task).into(),
         What::Demo(length) => demo(demo::Options { length, language: language(asked) }),
     }
 }

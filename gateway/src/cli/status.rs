@@ -1,75 +1,23 @@
 //! `gardu status`: asks the running daemon for its [`Snapshot`] and shows it to a technician.
 
-use std::{
-    fmt::Write as _,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::Path,
-    time::Duration,
+use std::{fmt::Write as _, net::SocketAddr, path::Path, time::Duration};
+
+use super::{
+    Form,
+    ask::{self, AskError},
+    exit,
+    page::{Page, plain, table},
 };
-
-use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Request, header};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
-
 use crate::{
-    alarm::{Severity, Texts},
-    cli::{Form, exit},
-    config::{self, Language, Need, units::show_size},
+    config::{self, Language, Need, units::about_size},
     reading::Reason,
     record::Lane,
-    status::{Communication, DeviceState, LaneState, LinkWord, Snapshot, StandingAlarm, Uplink, Written},
-    supervise::{Children, STALLED_AFTER},
-    text::{Arg, say},
+    status::{Communication, DeviceState, LaneState, LinkWord, OutboxState, Snapshot, StandingAlarm, Uplink, Written},
+    supervise::STALLED_AFTER,
 };
 
-/// A daemon on the same machine answers at once; a stuck one must not hold the tool.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// A snapshot with every list full is below 256 KiB.
 const SNAPSHOT_LEN_MAX: usize = 1024 * 1024;
-
-/// Why there is no snapshot to show.
-#[derive(Debug, thiserror::Error)]
-pub enum StatusError {
-    /// Nobody listens: the daemon is down or listens elsewhere.
-    #[error("nothing listens at {address}: {reason}")]
-    NotRunning {
-        /// Where it was asked.
-        address: SocketAddr,
-        /// What the system said.
-        reason: String,
-    },
-    /// Something answers, but not with a snapshot.
-    #[error("{address} does not answer as a gateway: {reason}")]
-    NotAGateway {
-        /// Where it was asked.
-        address: SocketAddr,
-        /// What is wrong.
-        reason: String,
-    },
-}
-
-impl StatusError {
-    /// The exit code.
-    #[must_use]
-    pub const fn exit_code(&self) -> u8 {
-        match self {
-            Self::NotRunning { .. } => exit::UNAVAILABLE,
-            Self::NotAGateway { .. } => exit::PROTOCOL,
-        }
-    }
-
-    /// What happened and what to do, for people.
-    #[must_use]
-    pub fn text(&self, language: Language) -> String {
-        let (key, address, reason) = match self {
-            Self::NotRunning { address, reason } => ("status-not-running", address, reason),
-            Self::NotAGateway { address, reason } => ("status-not-a-gateway", address, reason),
-        };
-        say(language, key, &[("address", address.to_string().into()), ("reason", reason.as_str().into())])
-    }
-}
 
 /// Prints how the daemon of this configuration is doing; the exit code is returned.
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "the edge where text leaves the program")]
@@ -94,42 +42,9 @@ pub async fn run(path: &Path, asked: Option<Language>, form: Form) -> u8 {
 }
 
 /// Asks the daemon that listens at `listen` (the configured `http.listen`).
-pub async fn fetch(listen: SocketAddr) -> Result<Snapshot, StatusError> {
-    let address = reachable(listen);
-    let silent = |_| StatusError::NotAGateway { address, reason: format!("no answer in {} s", ANSWER_MAX.as_secs()) };
-    tokio::time::timeout(ANSWER_MAX, ask(address)).await.unwrap_or_else(|late| Err(silent(late)))
-}
-
-/// A daemon that listens everywhere is asked on the loopback.
-fn reachable(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listen.port())
-}
-
-async fn ask(address: SocketAddr) -> Result<Snapshot, StatusError> {
-    let foreign = |reason: String| StatusError::NotAGateway { address, reason };
-    let stream = TcpStream::connect(address)
-        .await
-        .map_err(|reason| StatusError::NotRunning { address, reason: reason.to_string() })?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| foreign(e.to_string()))?;
-    let mut driver = Children::default();
-    driver.spawn(async { drop(connection.await) });
-    let request = Request::get("/api/v1/status")
-        .header(header::HOST, address.to_string())
-        .body(Empty::<Bytes>::new())
-        .expect("a fixed path and an address make a request");
-    let answer = sender.send_request(request).await.map_err(|e| foreign(e.to_string()))?;
-    if !answer.status().is_success() {
-        return Err(foreign(answer.status().to_string()));
-    }
-    let body =
-        Limited::new(answer.into_body(), SNAPSHOT_LEN_MAX).collect().await.map_err(|e| foreign(e.to_string()))?;
-    serde_json::from_slice(&body.to_bytes()).map_err(|e| foreign(e.to_string()))
+pub async fn fetch(listen: SocketAddr) -> Result<Snapshot, AskError> {
+    let body = ask::get(listen, "/api/v1/status", SNAPSHOT_LEN_MAX).await?;
+    serde_json::from_slice(&body).map_err(|e| AskError::foreign(listen, e))
 }
 
 /// The snapshot as a page of text, lines of at most 100 characters unless a name or a message is longer.
@@ -149,8 +64,9 @@ pub fn render(seen: &Snapshot, language: Language) -> String {
     let clock = if seen.clock_trusted { "status-clock-trusted" } else { "status-clock-untrusted" };
     out.push_str(&page.row("status-clock", &page.say(clock, &[])));
     page.uplink(&mut out, seen.uplink.as_ref());
-    for (i, (lane, state)) in seen.lanes.iter().enumerate() {
-        out.push_str(&page.row(if i == 0 { "status-outbox" } else { "" }, &page.lane(*lane, state)));
+    let lanes = seen.lanes.iter().map(|(lane, state)| page.lane_line(*lane, state));
+    for (i, text) in lanes.chain(seen.outbox.map(|outbox| page.disk(outbox))).enumerate() {
+        out.push_str(&page.row(if i == 0 { "status-outbox" } else { "" }, &text));
     }
     if let Some(written) = seen.written {
         out.push_str(&page.row("status-card", &page.written(written)));
@@ -161,34 +77,7 @@ pub fn render(seen: &Snapshot, language: Language) -> String {
     out
 }
 
-/// Width of the left column: the longest heading of both languages and a space.
-const HEADING_WIDTH: usize = 16;
-
-struct Page {
-    language: Language,
-}
-
 impl Page {
-    fn say(&self, key: &str, args: &[Arg<'_>]) -> String {
-        say(self.language, key, args)
-    }
-
-    fn row(&self, heading: &str, text: &str) -> String {
-        let heading = if heading.is_empty() { String::new() } else { self.say(heading, &[]) };
-        format!("  {heading:<HEADING_WIDTH$}{text}\n")
-    }
-
-    /// The two largest units: `3 jam 12 menit`.
-    fn duration(&self, seconds: u64) -> String {
-        let (key, large, small) = match seconds {
-            0..60 => ("status-seconds", seconds, 0),
-            60..3_600 => ("status-minutes", seconds / 60, seconds % 60),
-            3_600..86_400 => ("status-hours", seconds / 3_600, seconds % 3_600 / 60),
-            _ => ("status-days", seconds / 86_400, seconds % 86_400 / 3_600),
-        };
-        self.say(key, &[("large", large.into()), ("small", small.into())])
-    }
-
     fn uplink(&self, out: &mut String, uplink: Option<&Uplink>) {
         let Some(uplink) = uplink else {
             out.push_str(&self.row("status-center", &self.say("status-link-none", &[])));
@@ -210,14 +99,8 @@ impl Page {
         }
     }
 
-    fn lane(&self, lane: Lane, state: &LaneState) -> String {
-        let name = self.say(
-            match lane {
-                Lane::Alarm => "status-lane-a",
-                Lane::Telemetry => "status-lane-t",
-            },
-            &[],
-        );
+    fn lane_line(&self, lane: Lane, state: &LaneState) -> String {
+        let name = self.lane(lane);
         if state.records == 0 {
             return self.say("status-lane-empty", &[("lane", name.into()), ("next", state.next.into())]);
         }
@@ -236,8 +119,24 @@ impl Page {
             (Some(_), None) => "status-written-day",
             (Some(_), Some(_)) => "status-written-budget",
         };
-        let size = |bytes: Option<u64>| show_size(bytes.unwrap_or(0)).into();
+        let size = |bytes: Option<u64>| about_size(bytes.unwrap_or(0)).into();
         let args = [("total", size(Some(total_bytes))), ("day", size(day_bytes)), ("budget", size(budget_day_bytes))];
+        self.say(key, &args)
+    }
+
+    fn disk(&self, outbox: OutboxState) -> String {
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let key = match (outbox.evicting, outbox.full_in_s) {
+            (true, _) => "status-disk-evicting",
+            (false, Some(_)) => "status-disk-filling",
+            (false, None) => "status-disk",
+        };
+        let args = [
+            ("used", mib(outbox.disk_bytes).into()),
+            ("quota", mib(outbox.quota_bytes).into()),
+            ("percent", outbox.filled_percent.into()),
+            ("full", self.duration(outbox.full_in_s.unwrap_or(0)).into()),
+        ];
         self.say(key, &args)
     }
 
@@ -266,30 +165,14 @@ impl Page {
     }
 
     fn alarm(&self, alarm: &StandingAlarm) -> Vec<String> {
-        let severity = match alarm.severity {
-            Severity::Critical => "status-severity-critical",
-            Severity::High => "status-severity-high",
-            Severity::Medium => "status-severity-medium",
-            Severity::Low => "status-severity-low",
-            Severity::Info => "status-severity-info",
-        };
         let test = if alarm.test { format!(" [{}]", self.say("status-test", &[])) } else { String::new() };
         vec![
-            self.say(severity, &[]),
+            self.severity(alarm.severity),
             alarm.state.as_str().to_owned(),
             alarm.alarm.to_string(),
             format!("{}{}", alarm.time, if alarm.clock_trusted { "" } else { " (?)" }),
             format!("{}{test}", plain(self.message(&alarm.message))),
         ]
-    }
-
-    /// In the reader's language, else in the one there is.
-    fn message<'a>(&self, texts: &'a Texts) -> &'a str {
-        let (first, second) = match self.language {
-            Language::Indonesian => (&texts.id, &texts.en),
-            Language::English => (&texts.en, &texts.id),
-        };
-        first.as_deref().or(second.as_deref()).unwrap_or_default()
     }
 
     fn devices(&self, out: &mut String, devices: &[DeviceState]) {
@@ -336,22 +219,6 @@ const fn reason_key(reason: Reason) -> &'static str {
     }
 }
 
-/// Rows with their columns aligned.
-fn table(out: &mut String, rows: &[Vec<String>]) {
-    let columns = rows.first().map_or(0, Vec::len);
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    for row in rows {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        let _ = writeln!(out, "  {}", cells.collect::<Vec<_>>().join("  ").trim_end());
-    }
-}
-
-/// Text of others cannot steer the terminal.
-fn plain(text: &str) -> String {
-    text.replace(char::is_control, " ")
-}
-
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a test runs the server beside itself")]
 mod tests {
@@ -359,7 +226,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        alarm::State,
+        alarm::{Severity, State},
         clock::{Clock, Now},
         config,
         http::{HttpTask, Names, View},
@@ -395,6 +262,13 @@ mod tests {
             let (name, source) = (segment(name), "cabinet".into());
             board.set_device(DeviceUpdate { name, source, communication, reason, last_good });
         }
+        board.set_outbox(OutboxState {
+            disk_bytes: 120 << 20,
+            quota_bytes: 256 << 20,
+            filled_percent: 50,
+            full_in_s: Some(9 * 3_600 + 180),
+            evicting: false,
+        });
         clock.set(at(12));
         (clock, pulse, board)
     }
@@ -408,6 +282,7 @@ taman-elektrik-01 · Taman Elektrik
   Jam             tersinkron
   Pusat komando   terputus dari mqtt://cc1.example.go.id:1883 sejak 12 detik; mencoba lagi dalam 1 menit 18 detik
                   sebab terakhir: the link is [2J silent
+  Antrean kirim   di disk: 120 dari 256 MiB, terisi 50 %; penuh dalam 9 jam 3 menit
   Proses          1 tahap, semuanya berjalan
 
 Alarm yang masih berdiri: 2
@@ -431,6 +306,7 @@ Perangkat: 2, tidak menjawab: 1
         let page = render(&board.snapshot(), Language::English);
         for line in [
             "  Command center  cut off from mqtt://cc1.example.go.id:1883 for 12 s; next attempt in 1 min 18 s\n",
+            "  Outbox          on disk: 120 of 256 MiB, 50 % full; full in 9 h 3 min\n",
             "  critical  ACKED  pump/level/open  1970-01-01T00:00:09.000Z      Cabinet door open\n",
             "  bad   pump   cabinet  never read    no answer in time\n",
         ] {
@@ -449,7 +325,7 @@ Perangkat: 2, tidak menjawab: 1
         let free = "0.0.0.0:0".parse().expect("address");
         let config = config::Http { listen: free, metrics_listen: None };
         let beat = pulse.stage("http");
-        let view = View { board: board.clone(), metrics: Metrics::new(), pulse, clock };
+        let view = View { board: board.clone(), metrics: Metrics::new(), pulse, clock, outbox: None };
         let task = HttpTask::bind(&config, &Names::of(&segment("g")), view, beat).await.expect("bind");
         let address = task.addresses()[0];
         let stop = Shutdown::new();
@@ -461,7 +337,10 @@ Perangkat: 2, tidak menjawab: 1
         let down = fetch(address).await.expect_err("nobody listens any more");
         assert_eq!(down.exit_code(), 69);
         let said = down.text(Language::Indonesian);
-        assert!(said.contains("systemctl start gardu") && said.contains(&reachable(address).to_string()), "{said}");
+        assert!(
+            said.contains("systemctl start gardu") && said.contains(&ask::reachable(address).to_string()),
+            "{said}"
+        );
     }
 
     #[tokio::test]

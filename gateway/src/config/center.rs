@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
     path::PathBuf,
     time::Duration,
 };
@@ -22,8 +23,13 @@ use super::{
 const LINE_CHARS_MAX: usize = 200;
 const LANGUAGES: [(&str, Language); 2] = [("id", Language::Indonesian), ("en", Language::English)];
 const SECOND: Duration = Duration::from_secs(1);
-/// Longest interval of any report: a day.
-const INTERVAL_MAX: Duration = Duration::from_secs(86_400);
+const DAY: Duration = Duration::from_secs(86_400);
+/// Longest interval of any report.
+const INTERVAL_MAX: Duration = DAY;
+/// Size of the outbox: sixteen of the smallest generations, and more than any card has.
+const OUTBOX_SIZE: RangeInclusive<u64> = 16 << 20..=1024 << 30;
+/// Age of telemetry: an hour is the shortest outage worth waiting for; ten years is for ever.
+const AGE: RangeInclusive<Duration> = Duration::from_secs(3_600)..=Duration::from_secs(3_650 * 86_400);
 
 /// The language the files ask for, readable even where much else is wrong; notes nothing.
 pub(super) fn language(document: &Document<'_>) -> Option<Language> {
@@ -151,15 +157,16 @@ fn topic_prefix(node: Node<'_>) -> Option<&str> {
 }
 
 pub(super) fn outbox(document: &Document<'_>) -> Outbox {
-    let default = PathBuf::from("/var/lib/gardu/outbox");
-    let Some(section) = document.single("outbox", "[outbox]") else {
-        return Outbox { path: default, write_budget_bytes: None };
-    };
-    let path = section.or("path", default, files::file_path);
-    section.later(&["max_size", "telemetry_max_age"]);
-    let write_budget_bytes = section.optional("write_budget", Node::size_a_day);
-    section.finish();
-    Outbox { path, write_budget_bytes }
+    let (mut path, mut max_size) = (PathBuf::from("/var/lib/gardu/outbox"), 256 << 20);
+    let (mut telemetry_max_age, mut write_budget_bytes) = (7 * DAY, None);
+    if let Some(section) = document.single("outbox", "[outbox]") {
+        path = section.or("path", path, files::file_path);
+        max_size = section.or("max_size", max_size, |node| node.size(OUTBOX_SIZE));
+        telemetry_max_age = section.or("telemetry_max_age", telemetry_max_age, |node| node.duration(AGE));
+        write_budget_bytes = section.optional("write_budget", Node::size_a_day);
+        section.finish();
+    }
+    Outbox { path, max_size, telemetry_max_age, write_budget_bytes }
 }
 
 /// Addresses that are taken, so that none is given twice.

@@ -246,6 +246,18 @@ impl<'a> Node<'a> {
         bytes.or_else(|| self.wrong("check-size-a-day", &[("value", text.into())]))
     }
 
+    /// A size such as `"256MiB"` in bytes, within a range.
+    pub(super) fn size(self, range: RangeInclusive<u64>) -> Option<u64> {
+        let text = self.text()?;
+        let Some(bytes) = units::size(text) else {
+            return self.wrong("check-size", &[("value", text.into())]);
+        };
+        if range.contains(&bytes) {
+            return Some(bytes);
+        }
+        self.outside(text, units::show_size(*range.start()), units::show_size(*range.end()))
+    }
+
     /// A name of one segment.
     pub(super) fn segment(self) -> Option<Segment> {
         let text = self.text()?;

@@ -144,11 +144,13 @@ fn read(document: &Document<'_>, secrets: Secrets<'_>) -> Option<Config> {
     built_in.extend(stale);
     let mut rules = alarms::rules(&document.list("alarm", "[[alarm]]"), &names, language);
     rules.extend(built_in);
-    for (alarm, text) in [
-        (AlarmId::delivery_refused(), "alarm-delivery-refused"),
-        (AlarmId::identity_conflict(), "alarm-identity-conflict"),
+    for (alarm, severity, text) in [
+        (AlarmId::delivery_refused(), Severity::High, "alarm-delivery-refused"),
+        (AlarmId::identity_conflict(), Severity::High, "alarm-identity-conflict"),
+        (AlarmId::outbox_evicting(), Severity::High, "alarm-outbox-evicting"),
+        (AlarmId::outbox_filling(), Severity::Medium, "alarm-outbox-filling"),
     ] {
-        rules.push(Rule::built_in(alarm, Severity::High, text::both(text, &[])));
+        rules.push(Rule::built_in(alarm, severity, text::both(text, &[])));
     }
     if outbox.write_budget_bytes.is_some() {
         let says = text::both("alarm-flash-budget", &[]);

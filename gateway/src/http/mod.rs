@@ -5,6 +5,7 @@
 //! connections of its own, so that nobody on the page's address can keep Prometheus out.
 
 mod guard;
+mod outbox;
 mod routes;
 
 use std::{io, net::SocketAddr, time::Duration};
@@ -18,7 +19,7 @@ use hyper_util::{
 };
 use tokio::net::{TcpListener, TcpStream};
 
-pub use self::{guard::Names, routes::View};
+pub use self::{guard::Names, outbox::OutboxView, routes::View};
 use crate::{
     config,
     supervise::{BEAT_EVERY, Beat, Children, Shutdown, TaskResult},

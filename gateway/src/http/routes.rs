@@ -1,4 +1,4 @@
-//! The routes. None of them waits for anything, and none depends on the network being up.
+//! The routes. None depends on the network being up; only those of the outbox wait, for the disk.
 
 use axum::{
     Json, Router,
@@ -9,6 +9,7 @@ use axum::{
 };
 use prometheus::{Encoder, TextEncoder};
 
+use super::outbox::{self, OutboxView};
 use crate::{
     clock::Clock,
     metrics::Metrics,
@@ -27,11 +28,17 @@ pub struct View {
     pub pulse: Pulse,
     /// The clock, for whether it is trusted.
     pub clock: Clock,
+    /// The outbox, once it is open.
+    pub outbox: Option<OutboxView>,
 }
 
 /// Everything: what `http.listen` serves.
 pub(super) fn all(view: View) -> Router {
-    Router::new().route("/api/v1/status", get(status)).with_state(view.clone()).merge(metrics_and_health(view))
+    Router::new()
+        .route("/api/v1/status", get(status))
+        .with_state(view.clone())
+        .merge(outbox::routes(view.clone()))
+        .merge(metrics_and_health(view))
 }
 
 /// What `http.metrics_listen` serves.

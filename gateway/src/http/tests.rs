@@ -4,13 +4,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 use crate::{
-    clock::Clock,
+    clock::{BootId, Clock},
+    config::Language,
     metrics::Metrics,
-    record::Lane,
+    record::{Body, CommandResult, Lane, LossReason, Record},
     status::{
         Snapshot,
+        outbox::{Line, Lost, LostOver, Outbox},
         tests::{at, board, head, segment},
     },
+    store::{self, Commit, Options},
     supervise::{Pulse, STALLED_AFTER},
 };
 
@@ -27,12 +30,16 @@ struct Served {
     _stop: tokio_util::sync::DropGuard,
 }
 
-/// Serves on free ports, until dropped.
+/// Serves on free ports, until dropped; no outbox is open yet.
 async fn serve(limits: Limits) -> Served {
+    serve_with(limits, None).await
+}
+
+async fn serve_with(limits: Limits, outbox: Option<OutboxView>) -> Served {
     let clock = Clock::manual("boot", at(100));
     let pulse = Pulse::new(clock.clone());
-    let view =
-        View { board: board(&clock, &pulse), metrics: Metrics::new(), pulse: pulse.clone(), clock: clock.clone() };
+    let (board, metrics) = (board(&clock, &pulse), Metrics::new());
+    let view = View { board, metrics, pulse: pulse.clone(), clock: clock.clone(), outbox };
     let free = "127.0.0.1:0".parse().expect("address");
     let config = config::Http { listen: free, metrics_listen: Some(free) };
     let names = Names::of(&segment("taman-elektrik-01"));
@@ -261,4 +268,78 @@ async fn a_taken_port_is_named_at_the_start() {
     let taken = HttpTask::bind(&config, &names, served.view.clone(), served.view.pulse.stage("http")).await;
     let said = taken.expect_err("taken").to_string();
     assert!(said.contains("http.listen") && said.contains(&served.page.to_string()), "{said}");
+}
+
+/// A record that says which command was carried out.
+fn carried_out(epoch: &crate::record::Epoch, sequence: u64) -> Record {
+    let (id, command, by) = (format!("c{sequence}").into(), "test".into(), "operator".into());
+    let body = Body::Command(CommandResult { id, command, alarm: None, by });
+    Record { lane: Lane::Alarm, epoch: epoch.clone(), sequence, boot: BootId::new("boot"), recorded: at(5), body }
+}
+
+fn places(answer: &str) -> (Vec<u64>, Option<u64>) {
+    let (mut places, mut next) = (Vec::new(), None);
+    for line in body(answer).lines() {
+        match Line::parse(line).unwrap_or_else(|| panic!("{answer}")) {
+            Line::Event { place, json } => {
+                let event: serde_json::Value = serde_json::from_str(json).expect("JSON");
+                assert_eq!(event["data"]["id"], format!("c{place}"));
+                places.push(place);
+            }
+            Line::Next(of) => next = of,
+        }
+    }
+    (places, next)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_outbox_is_counted_and_its_records_are_paged() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let boot = BootId::new("boot");
+    let generation_size = store::GENERATION_SIZE;
+    let options = Options { path: dir.path().into(), machine: "machine-1".into(), boot, generation_size };
+    let (store, recovered, committers) = store::open(&options, &Metrics::new()).expect("opens");
+    let threads: Vec<_> = committers.into_iter().map(|(_, work)| std::thread::spawn(work)).collect();
+    let records = (1..=7).map(|sequence| carried_out(&recovered.epoch, sequence)).collect();
+    store.commit(Commit { records, ..Commit::default() }).await.expect("commits");
+    store.confirm(Lane::Alarm, vec![3]).await.expect("confirms");
+
+    let about = crate::uplink::message::About {
+        gateway: segment("taman-elektrik-01"),
+        prefix: "gardu/v1".into(),
+        site: "taman-elektrik".into(),
+        location: None,
+        language: Language::Indonesian,
+    };
+    let view = OutboxView::new(store.clone(), about, dir.path().into(), 1 << 28);
+    let served = serve_with(Limits::DEFAULT, Some(view)).await;
+    served.view.board.set_lanes(Lane::ALL.map(|lane| (lane, store.head(lane))));
+    served.view.metrics.outbox_lost.with_label_values(&["t", "quota"]).inc_by(40);
+
+    let counted: Outbox = serde_json::from_str(body(&get(served.page, "/api/v1/outbox").await)).expect("an outbox");
+    let alarms = &counted.lanes[&Lane::Alarm];
+    assert_eq!((alarms.state.records, alarms.state.next, alarms.generations.len()), (6, 8, 1));
+    assert_eq!((alarms.generations[0].waiting, counted.path.as_path()), (6, dir.path()));
+    assert_eq!(counted.lost, [Lost { lane: Lane::Telemetry, reason: LossReason::Quota, count: 40 }]);
+    assert_eq!((counted.lost_over, counted.quota_bytes), (LostOver::Run, Some(1 << 28)));
+    assert!(counted.disk_bytes > 0 && counted.aside.is_empty());
+
+    for (path, want) in [
+        ("/api/v1/outbox/a", (vec![1, 2, 4, 5, 6, 7], Some(8))),
+        ("/api/v1/outbox/a?from=2&limit=2", (vec![2, 4], Some(5))),
+        ("/api/v1/outbox/a?from=5&limit=0", (vec![5], Some(6))),
+        ("/api/v1/outbox/a?from=8", (vec![], None)),
+        ("/api/v1/outbox/t", (vec![], None)),
+    ] {
+        assert_eq!(places(&get(served.page, path).await), want, "{path}");
+    }
+    for (path, want) in [("/api/v1/outbox/b", "404"), ("/api/v1/outbox/a?from=-1", "400")] {
+        assert_eq!(code(&get(served.page, path).await), want, "{path}");
+    }
+    assert_eq!(code(&get(served.metrics, "/api/v1/outbox").await), "404", "only where the page is");
+    assert_eq!(code(&get(serve(Limits::DEFAULT).await.page, "/api/v1/outbox").await), "503");
+    drop((served, store));
+    for thread in threads {
+        thread.join().expect("no panic").expect("no error");
+    }
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 pub(super) use self::unproven::{Renumbered, Search};
-use super::{Input, answers::Answers};
+use super::{Certainty, Input, Summarised, answers::Answers};
 use crate::{
     alarm::{
         AlarmId, AlarmState, State, Texts, Told, Transition,
@@ -27,6 +27,10 @@ use crate::{
 
 /// Alarms on one page of `alarms`: about 400 bytes each, so that the answer stays below 32 KiB.
 const PAGE: usize = 40;
+
+/// Runs of numbers in one declaration. The contract allows 100, which with the longest numbers would outgrow a record:
+/// 80 pairs of 20 digits take 3.5 KiB.
+const RANGES_MAX: usize = 80;
 
 /// The state of the pipeline.
 #[derive(Debug)]
@@ -131,6 +135,29 @@ impl Core {
                     };
                     self.record(&mut step, Body::Stream(lost), now);
                     step.after_commit.push(durable);
+                }
+                Input::Lost { lane, epoch, ranges, reason, certain, durable } => {
+                    for ranges in ranges.chunks(RANGES_MAX) {
+                        let lost = StreamEvent::Lost {
+                            epoch: epoch.clone(),
+                            lane,
+                            ranges: ranges.to_vec(),
+                            count: ranges.iter().map(|(first, last)| last - first + 1).sum(),
+                            reason,
+                            certain: certain == Certainty::Known,
+                            refused: None,
+                        };
+                        self.record(&mut step, Body::Stream(lost), now);
+                    }
+                    step.after_commit.push(durable);
+                }
+                Input::Summaries { summaries, durable } => {
+                    for Summarised { boot, recorded, batch } in summaries {
+                        self.record(&mut step, Body::Telemetry(batch), now);
+                        let record = step.telemetry.last_mut().expect("recorded above");
+                        (record.boot, record.recorded) = (boot, recorded);
+                    }
+                    step.after_telemetry.push(durable);
                 }
                 Input::RolledBack { known, epoch, durable } => {
                     self.begin_epoch(&mut step, epoch, known, now);

@@ -14,11 +14,11 @@ use tokio::sync::{mpsc, oneshot};
 use self::core::{Core, Renumbered, Search, Step};
 use crate::{
     alarm::{Kind, State},
-    clock::Clock,
+    clock::{BootId, Clock, Now},
     command::{Answer, Request},
     metrics::Metrics,
     reading::Reading,
-    record::{Body, Epoch, Lane, LastKnown, Refused, StreamEvent},
+    record::{Batch, Body, Epoch, Lane, LastKnown, LossReason, Refused, StreamEvent},
     status::StatusBoard,
     store::{Commit, Store, StoreError},
     supervise::{BEAT_EVERY, Beat, TaskResult},
@@ -63,6 +63,28 @@ pub enum Input {
         /// Sent when the declaration is on stable storage; only then may the record leave the outbox.
         durable: oneshot::Sender<()>,
     },
+    /// Records of one lane and epoch are given up: they are declared lost.
+    Lost {
+        /// Their lane.
+        lane: Lane,
+        /// Their epoch.
+        epoch: Epoch,
+        /// First and last number of each run, both included, in any number.
+        ranges: Vec<(u64, u64)>,
+        /// Why.
+        reason: LossReason,
+        /// Whether all of them existed and are gone.
+        certain: Certainty,
+        /// Sent when the declaration is on stable storage; only then may they leave the outbox.
+        durable: oneshot::Sender<()>,
+    },
+    /// Summaries that take the place of older telemetry.
+    Summaries {
+        /// At least one.
+        summaries: Vec<Summarised>,
+        /// Sent when they are on stable storage; only then may what they replace be declared.
+        durable: oneshot::Sender<()>,
+    },
     /// The command center's retained status shows higher numbers of our epoch: the store was rolled back.
     RolledBack {
         /// What it knows.
@@ -77,6 +99,26 @@ pub enum Input {
         /// Sent when that is on stable storage; only then may anything be published under them.
         durable: oneshot::Sender<()>,
     },
+}
+
+/// Whether what is declared lost is known or only bounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Certainty {
+    /// Every number of it existed and is gone.
+    Known,
+    /// The loss lies within it.
+    Bounded,
+}
+
+/// A summary of telemetry, dated like what it replaces.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Summarised {
+    /// The boot of all times in it.
+    pub boot: BootId,
+    /// When the last of what it replaces was recorded.
+    pub recorded: Now,
+    /// What it says.
+    pub batch: Batch,
 }
 
 /// The task that owns the engine.
@@ -147,7 +189,8 @@ impl Pipeline {
             }
             let step = self.core.apply(inputs, self.clock.now());
             self.carry_out(step, &mut waiting).await?;
-            search = self.renumber(search).await?;
+            let (beat, store) = (self.beat.clone(), self.store.clone());
+            search = beat.excused(|| store.waits_for_room(), self.renumber(search)).await?;
             self.beat.mark();
         }
         let step = self.core.last_step(self.clock.now());
@@ -198,7 +241,7 @@ impl Pipeline {
         self.count(&step);
         let alarms_changed = !step.commit.alarms.is_empty();
         if !step.commit.is_empty() {
-            self.store.commit(step.commit).await?;
+            self.beat.excused(|| self.store.waits_for_room(), self.store.commit(step.commit)).await?;
         }
         if alarms_changed {
             self.show_alarms();
@@ -211,7 +254,8 @@ impl Pipeline {
             let _gone = asker.send(answer);
         }
         if !step.telemetry.is_empty() {
-            let durable = self.store.commit_telemetry(step.telemetry).await?;
+            let queued = self.store.commit_telemetry(step.telemetry);
+            let durable = self.beat.excused(|| self.store.waits_for_room(), queued).await?;
             if !step.after_telemetry.is_empty() {
                 waiting.push(Box::pin(async move {
                     if durable.await.is_ok() {

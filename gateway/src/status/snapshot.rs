@@ -40,6 +40,8 @@ pub struct Snapshot {
     /// What is written to the storage; absent until the kernel was asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub written: Option<Written>,
+    /// The outbox on the disk; absent until it is measured.
+    pub outbox: Option<OutboxState>,
     /// What stands.
     pub alarms: Standing,
     /// Every device, by name; at most [`DEVICES_MAX`].
@@ -125,6 +127,21 @@ pub struct Written {
     pub day_bytes: Option<u64>,
     /// What a day may see, if somebody set a bound.
     pub budget_day_bytes: Option<u64>,
+}
+
+/// How full the outbox is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutboxState {
+    /// What it takes on the disk.
+    pub disk_bytes: u64,
+    /// What it may take: as configured, or what the disk has.
+    pub quota_bytes: u64,
+    /// How full it is before something is given up.
+    pub filled_percent: u64,
+    /// When it will be full if it goes on growing like this; absent if it does not.
+    pub full_in_s: Option<u64>,
+    /// Whether something is being given up.
+    pub evicting: bool,
 }
 
 /// Alarms that are not quiet.

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::{StoreError, Stored, chain::Chain, layout::Write};
+use super::{Generation, Lost, StoreError, Stored, ballast::Ballast, chain::Chain, layout::Write};
 use crate::{
     alarm::{AlarmId, AlarmState},
     clock::Clock,
@@ -34,6 +34,11 @@ const CONFIRM_WAIT_MAX_MS: u64 = 1_000;
 /// backlog that goes out; more keep readers waiting longer than what they have read ahead lasts.
 const CONFIRMS_MAX: usize = 256;
 
+/// How often a chain without room tries again.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
+/// How often it is seen whether the disk has room again.
+const LOOK_FOR_ROOM_EVERY_MS: u64 = 10_000;
+
 /// Runs when what a job wrote is on stable storage; is dropped unrun if it never will be.
 pub(super) type Done = Box<dyn FnOnce() + Send>;
 
@@ -42,6 +47,11 @@ pub(super) enum Job {
     Write { write: Write, done: Done },
     Session(oneshot::Sender<u64>),
     Confirm(Vec<u64>),
+    Settle { positions: Vec<(u64, u64)>, done: Done },
+    Rotate(Done),
+    Compact { number: u64, done: Done },
+    Generations(oneshot::Sender<Vec<Generation>>),
+    Lost(oneshot::Sender<Vec<Lost>>),
     Read { position: u64, records_max: usize, answer: oneshot::Sender<Vec<Stored>> },
     AlarmsOf(Vec<AlarmId>, oneshot::Sender<Vec<AlarmState>>),
     Alarms(oneshot::Sender<Vec<AlarmState>>),
@@ -88,12 +98,17 @@ pub(super) struct Committer {
     clock: Clock,
     /// How long the first job of a group waits for others.
     gather: Duration,
-    /// Whom the group in the making will answer.
+    /// What the group in the making writes, for the case that it has to be written again.
+    group: Vec<Write>,
+    /// Whom it will answer.
     waiting: Vec<Done>,
     /// When the group in the making must be written, by the monotonic clock.
     due_ms: Option<u64>,
     /// Confirmations since the last group.
     confirms: usize,
+    ballast: Arc<Ballast>,
+    /// When to look next whether the disk has room again; none while it has.
+    look_for_room_at_ms: Option<u64>,
     // In this order: the database is closed before the store's lock is given up.
     chain: Chain,
     _lock: Arc<File>,
@@ -101,18 +116,30 @@ pub(super) struct Committer {
 
 impl Committer {
     /// A thread to be run, and the way to it.
-    pub(super) fn new(chain: Chain, gather: Duration, lock: Arc<File>) -> (Handle, Self) {
+    pub(super) fn new(chain: Chain, gather: Duration, lock: Arc<File>, ballast: Arc<Ballast>) -> (Handle, Self) {
         let (sender, jobs) = channel();
         let failure = Arc::<OnceLock<StoreError>>::default();
         let handle = Handle {
-            chain: chain.database().chain(),
+            chain: chain.name(),
             jobs: sender,
             room: Arc::new(Semaphore::new(QUEUE_KIB as usize)),
             failure: failure.clone(),
         };
-        let clock = Clock::system();
-        let waiting = Vec::new();
-        (handle, Self { jobs, failure, clock, gather, waiting, due_ms: None, confirms: 0, chain, _lock: lock })
+        let committer = Self {
+            jobs,
+            failure,
+            clock: Clock::system(),
+            gather,
+            group: Vec::new(),
+            waiting: Vec::new(),
+            due_ms: None,
+            confirms: 0,
+            ballast,
+            look_for_room_at_ms: None,
+            chain,
+            _lock: lock,
+        };
+        (handle, committer)
     }
 
     /// Serves until every handle is gone, then writes what is left. An error is the end of the chain.
@@ -130,7 +157,10 @@ impl Committer {
             match self.wait() {
                 Ok((job, _room)) => self.take(job)?,
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return self.write(),
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.write()?;
+                    return self.chain.close();
+                }
             }
             for _ in 1..JOBS_A_TURN_MAX {
                 if self.full() {
@@ -159,7 +189,8 @@ impl Committer {
         // An answer nobody waits for any more is no failure.
         match job {
             Job::Write { write, done } => {
-                self.chain.stage(write).inspect_err(note)?;
+                self.chain.stage(&write).inspect_err(note)?;
+                self.group.push(write);
                 self.answer_with_group(done);
             }
             Job::Session(answer) => {
@@ -169,11 +200,32 @@ impl Committer {
                 }));
             }
             Job::Confirm(positions) => {
-                self.chain.confirm(&positions)?;
+                self.chain.confirm(&positions);
                 self.chain.publish()?;
                 self.confirms += positions.len();
                 self.write_within(CONFIRM_WAIT_MAX_MS);
             }
+            Job::Settle { positions, done } => {
+                positions.iter().for_each(|(first, last)| self.chain.settle(*first, *last));
+                self.answer_with_group(done);
+            }
+            Job::Rotate(done) => {
+                self.write()?;
+                if let Err(error) = self.chain.rotate() {
+                    self.make_room(error).inspect_err(note)?;
+                }
+                done();
+            }
+            Job::Compact { number, done } => {
+                match self.chain.compact(number) {
+                    // The generation is as it was.
+                    Err(StoreError::Full { .. }) => {}
+                    compacted => compacted.inspect_err(note)?,
+                }
+                self.answer_with_group(done);
+            }
+            Job::Generations(answer) => drop(answer.send(self.chain.generations())),
+            Job::Lost(answer) => drop(answer.send(self.chain.lost())),
             Job::Read { position, records_max, answer } => {
                 drop(answer.send(self.chain.read(position, records_max).inspect_err(note)?));
             }
@@ -202,12 +254,50 @@ impl Committer {
     fn write(&mut self) -> Result<(), StoreError> {
         self.due_ms = None;
         self.confirms = 0;
-        self.chain.commit()?;
+        if let Err(error) = self.chain.commit() {
+            self.make_room(error)?;
+        }
         self.chain.publish()?;
+        self.group.clear();
         for done in self.waiting.drain(..) {
             done();
         }
+        self.look_for_room();
         Ok(())
+    }
+
+    /// After a write met a full disk: gives up the room that was kept, opens the chain again and writes the group. Where
+    /// that was not enough it waits until there is room; who waits for the group waits as well.
+    fn make_room(&mut self, mut error: StoreError) -> Result<(), StoreError> {
+        let chain = usize::from(self.chain.name() != "alarm");
+        while matches!(error, StoreError::Full { .. }) {
+            if !self.ballast.release() {
+                // The last handle is gone: the daemon ends.
+                if Arc::strong_count(&self.failure) == 1 {
+                    return Err(error);
+                }
+                self.ballast.set_waiting(chain, true);
+                std::thread::sleep(FULL_PAUSE);
+            }
+            match self.chain.reopen(&self.group) {
+                Ok(()) => {
+                    self.ballast.set_waiting(chain, false);
+                    self.look_for_room_at_ms = Some(self.now_ms() + LOOK_FOR_ROOM_EVERY_MS);
+                    return Ok(());
+                }
+                Err(again) => error = again,
+            }
+        }
+        Err(error)
+    }
+
+    fn look_for_room(&mut self) {
+        let now_ms = self.now_ms();
+        if self.look_for_room_at_ms.is_some_and(|at_ms| at_ms <= now_ms) {
+            let is_tight = !self.ballast.hold();
+            self.chain.set_tight(is_tight);
+            self.look_for_room_at_ms = is_tight.then_some(now_ms + LOOK_FOR_ROOM_EVERY_MS);
+        }
     }
 
     fn now_ms(&self) -> u64 {

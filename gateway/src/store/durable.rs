@@ -5,10 +5,6 @@
 //! leaves data in the drive's cache; nobody syncs its `conf` and its directories; a half-written
 //! `snap.*.generating` is taken for a snapshot and makes every later open fail; damage panics as often as it is
 //! reported; and its cache forgets nothing that is looked at only once.
-//!
-//! Limits: the file does not shrink, and every open writes its free segments anew, so that a restart after a large
-//! backlog was drained costs up to that backlog in flash writes. Damage in what was written since the last open ends the
-//! log there without an error: what follows is lost and can be given again; only a mark outside sled could tell.
 
 use std::{
     any::Any,
@@ -16,17 +12,12 @@ use std::{
     io,
     ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use tracing::error;
-
-use super::{
-    OpenError, StoreError,
-    place::{Place, Remedy},
-};
+use super::{OpenError, StoreError};
 use crate::metrics::{Histogram, IntCounter, Metrics};
 
 /// Page cache of one chain. Smaller does not save memory (the page table dominates), larger gains nothing: a chain is
@@ -35,6 +26,8 @@ const CACHE_SIZE: u64 = 1024 * 1024;
 /// Never to be changed: sled refuses a database of another segment size. At 512 KiB a leaf spills to a blob file from
 /// 7.5 KiB a value on, well above `RECORD_SIZE_MAX`.
 const SEGMENT_SIZE: usize = 512 * 1024;
+/// Where sled keeps the data, in its folder.
+pub(super) const DATA: &str = "db";
 /// sled's worker threads may hold its lock for a moment after an open that panicked; ours is held all along.
 const LOCK_TRIES: u32 = 100;
 /// Between two of these tries.
@@ -64,95 +57,88 @@ pub(super) struct Database {
     db: sled::Db,
     /// Our own descriptor of sled's data file.
     data: File,
-    place: Place,
+    chain: &'static str,
+    folder: PathBuf,
     sync_file: SyncFile,
     sync_seconds: Histogram,
     written_bytes: IntCounter,
 }
 
 impl Database {
-    /// Opens the database and looks at all of it with `scan`; both may panic on damage.
-    ///
-    /// Damage never prevents it; see [`Remedy`] for what is tried.
-    pub(super) fn open<T>(
-        place: &Place,
+    /// Opens the database of a folder, or makes it; sled may panic on damage.
+    pub(super) fn open(
+        chain: &'static str,
+        folder: &Path,
         sync_file: &SyncFile,
         metrics: &Metrics,
-        scan: impl Fn(&Self) -> Result<T, Fault>,
-    ) -> Result<(Self, T), OpenError> {
-        let attempt = || -> Result<(Self, T), Fault> {
-            let database = Self::attempt(place, sync_file, metrics)?;
-            let found = scan(&database)?;
-            Ok((database, found))
-        };
-        for remedy in Remedy::ALL {
-            if !place.apply(remedy).map_err(|e| refused(&place.folder, &e))? {
-                continue;
-            }
-            let outcome = catch_unwind(AssertUnwindSafe(attempt));
-            let damage = match outcome {
-                Ok(Ok((database, found))) => {
-                    database.place.make_durable().map_err(|e| refused(&place.folder, &e))?;
-                    return Ok((database, found));
-                }
-                Ok(Err(Fault::Machine(error))) => return Err(refused(&place.folder, &error)),
-                Ok(Err(Fault::Refused(error))) => return Err(error),
-                Ok(Err(Fault::Damaged(reason))) => reason,
-                Err(panic) => panic_text(&*panic),
-            };
-            error!(chain = place.chain, opened = remedy.how(), "the store is damaged: {damage}");
-        }
-        Err(refused(&place.folder, &io::Error::other("a new database cannot be opened either")))
+    ) -> Result<Self, Fault> {
+        let attempt = AssertUnwindSafe(|| Self::attempt(chain, folder, sync_file, metrics));
+        catch_unwind(attempt).unwrap_or_else(|panic| Err(Fault::Damaged(panic_text(&*panic))))
     }
 
-    fn attempt(place: &Place, sync_file: &SyncFile, metrics: &Metrics) -> Result<Self, Fault> {
-        place.prepare()?;
+    /// Does something with it that may panic on damage.
+    pub(super) fn try_with<T>(&self, work: impl FnOnce(&Self) -> Result<T, Fault>) -> Result<T, Fault> {
+        catch_unwind(AssertUnwindSafe(|| work(self))).unwrap_or_else(|panic| Err(Fault::Damaged(panic_text(&*panic))))
+    }
+
+    fn attempt(chain: &'static str, folder: &Path, sync_file: &SyncFile, metrics: &Metrics) -> Result<Self, Fault> {
         // No background thread: it would sync twice a second even when nothing changed. Its other work, moving live
-        // pages together, is not missed: 100,000 steps over a queue of 3,000 and 500 states stayed at 6 MiB.
+        // pages together, is not missed: a generation is left behind before that would pay.
         let config = sled::Config::new()
-            .path(&place.folder)
+            .path(folder)
             .mode(sled::Mode::LowSpace)
             .cache_capacity(CACHE_SIZE)
             .segment_size(SEGMENT_SIZE)
             .flush_every_ms(None);
-        let db = open_patiently(&config, &place.folder)?;
-        let data = File::open(place.folder.join("db"))?;
-        if fs::read_dir(place.folder.join("blobs"))?.next().is_some() {
-            error!(
-                chain = place.chain,
-                "the store has blob files, which a power cut can destroy: a value was too large"
-            );
-        }
+        let db = open_patiently(&config, folder)?;
+        let data = File::open(folder.join(DATA))?;
         Ok(Self {
             db,
             data,
-            place: place.clone(),
+            chain,
+            folder: folder.into(),
             sync_file: sync_file.clone(),
-            sync_seconds: metrics.outbox_sync_seconds.with_label_values(&[place.chain]),
-            written_bytes: metrics.outbox_written_bytes.with_label_values(&[place.chain]),
+            sync_seconds: metrics.outbox_sync_seconds.with_label_values(&[chain]),
+            written_bytes: metrics.outbox_written_bytes.with_label_values(&[chain]),
         })
     }
 
-    /// Name of the chain's folder.
+    /// Name of the chain.
     pub(super) const fn chain(&self) -> &'static str {
-        self.place.chain
+        self.chain
     }
 
-    /// The refusal of a layout this version does not know.
-    pub(super) fn of_another_format(&self, found: u32) -> OpenError {
-        OpenError::Format { path: self.place.folder.clone(), found }
+    /// Size of its data file, in bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.data.metadata().map_or(0, |metadata| metadata.len())
+    }
+
+    /// Whether sled has put a value into a file of its own, which it never syncs: no value should be that large.
+    pub(super) fn has_blobs(&self) -> bool {
+        fs::read_dir(self.folder.join("blobs")).is_ok_and(|mut files| files.next().is_some())
+    }
+
+    /// Applies a batch, to be put on stable storage with the next commit. After an error the handle is dead.
+    pub(super) fn write(&self, batch: sled::Batch) -> Result<(), StoreError> {
+        self.db.apply_batch(batch).map_err(|e| self.sled_failed(&e))
     }
 
     /// Applies a batch whole and returns when it is on stable storage. After an error the handle is dead.
     pub(super) fn commit(&self, batch: sled::Batch, size: usize) -> Result<(), StoreError> {
-        let failed = |reason: String| StoreError::Write { chain: self.chain(), reason: reason.into() };
         let timer = self.sync_seconds.start_timer();
-        self.db.apply_batch(batch).map_err(|e| failed(e.to_string()))?;
-        self.db.flush().map_err(|e| failed(e.to_string()))?;
-        (self.sync_file)(&self.place.folder, &self.data).map_err(|e| failed(e.to_string()))?;
+        self.write(batch)?;
+        self.db.flush().map_err(|e| self.sled_failed(&e))?;
+        (self.sync_file)(&self.folder, &self.data).map_err(|e| unwritable(self.chain, &e))?;
         timer.observe_duration();
         self.written_bytes.inc_by(size as u64);
         Ok(())
+    }
+
+    fn sled_failed(&self, error: &sled::Error) -> StoreError {
+        match error {
+            sled::Error::Io(error) => unwritable(self.chain, error),
+            other => StoreError::Write { chain: self.chain, reason: other.to_string().into() },
+        }
     }
 
     /// The value of a key.
@@ -174,9 +160,9 @@ impl Database {
         StoreError::Read { chain: self.chain(), reason: error.to_string().into() }
     }
 
-    /// The folder.
-    pub(super) const fn place(&self) -> &Place {
-        &self.place
+    /// The value with the largest key up to `key`, with its key.
+    pub(super) fn up_to(&self, key: &[u8]) -> Result<Option<(sled::IVec, sled::IVec)>, StoreError> {
+        self.db.range::<&[u8], _>(..=key).next_back().transpose().map_err(|e| self.unreadable(&e))
     }
 }
 
@@ -194,8 +180,12 @@ fn open_patiently(config: &sled::Config, folder: &Path) -> Result<sled::Db, Faul
     Err(Fault::Refused(OpenError::InUse { path: folder.into() }))
 }
 
-fn refused(folder: &Path, error: &io::Error) -> OpenError {
-    OpenError::Io { path: folder.into(), reason: error.to_string().into() }
+/// What it means for a chain that something could not be written.
+pub(super) fn unwritable(chain: &'static str, error: &io::Error) -> StoreError {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full { chain },
+        _ => StoreError::Write { chain, reason: error.to_string().into() },
+    }
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> String {

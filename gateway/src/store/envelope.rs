@@ -1,16 +1,26 @@
-//! The form in which a record lies on the disk: one line that says what it is and proves that it is whole. Pure.
+//! The form in which everything lies on the disk: one line that says what it is and proves that it is whole. Pure.
 //!
 //! ```text
-//! gardu1 a 0123456789abcdef 00000000000000004211 0412 9ae0daaf {"boot":…,"recorded":…,"body":…}\n
-//! ┬───── ┬ ┬─────────────── ┬─────────────────── ┬─── ┬─────── ┬
-//! │      │ epoch            sequence             │    │        412 bytes of JSON, then a line feed
-//! │      lane                   bytes of JSON ───┘    CRC-32 (IEEE) of everything before it and of the JSON
-//! form, version 1
+//! gardu2 r 00000000000010f3 028 0412 9ae0daaf a-0123456789abcdef-4211-4215 {"boot":…,"recorded":…,"body":…}\n
+//! ┬───── ┬ ┬─────────────── ┬── ┬─── ┬─────── ┬─────────────────────────── ┬
+//! │      │ │                │   │    │        key                          payload: JSON, then a line feed
+//! │      │ │                │   │    CRC-32 (IEEE) of all before it, of the key, a space and the payload
+//! │      │ │                │   bytes of the payload
+//! │      │ │                bytes of the key
+//! │      │ commit: counts the commits of the chain; of two lines with one key the one of the later commit holds
+//! │      kind, see [`Kind`]
+//! form, version 2
 //! ```
 //!
-//! The header is ASCII of fixed width, so that a person with a hex editor reads it, and a byte scan of a database that no
-//! longer opens finds every record by `gardu1 `: sled stores values uncompressed and in one piece.
+//! The header is ASCII of fixed width, so that a person with a hex editor reads it, and a scan of the bytes finds every
+//! line by `gardu2 ` whatever became of the database around it: sled stores values uncompressed and in one piece.
 
+use std::{
+    fmt,
+    io::{self, Read},
+};
+
+use memchr::memmem;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -18,25 +28,200 @@ use crate::{
     record::{Body, Epoch, Lane, RECORD_SIZE_MAX, Record},
 };
 
-/// How every record of this version begins.
-const MAGIC: &str = "gardu1 ";
-/// Magic, lane, epoch, sequence, length and checksum, each with the space behind it.
-const HEADER_LEN: usize = 61;
+/// How every line of this version begins.
+pub const MAGIC: &str = "gardu2 ";
+/// What the lines of all versions have in common; a digit and a space follow.
+const FAMILY: &[u8] = b"gardu";
+/// Magic, kind, commit, the two lengths and the checksum, each with the space behind it.
+const HEADER_LEN: usize = 44;
+/// Longest key, in bytes: what three digits say.
+const KEY_LEN_MAX: usize = 999;
+/// Longest key of a record, in bytes.
+const RECORD_KEY_LEN_MAX: usize = 1 + 1 + Epoch::LEN + 1 + 20 + 1 + 20;
+/// Read at once while scanning, in bytes: several of the longest lines.
+const SCAN_SIZE: usize = 256 * 1024;
 
-/// The record would be larger than [`RECORD_SIZE_MAX`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{size} bytes stored, at most {RECORD_SIZE_MAX} are possible")]
-pub struct TooLarge {
-    /// What it would take, in bytes.
-    pub size: usize,
+/// What a line is about: the first letter of its key in the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// The state of an alarm.
+    Alarm,
+    /// The answer to a command.
+    Answer,
+    /// A boot and where its clock stood.
+    Boot,
+    /// The last value of an event point.
+    Count,
+    /// An epoch and the position before its first record.
+    Epoch,
+    /// A sealed generation and the positions in it.
+    Generation,
+    /// A record: what is delivered.
+    Record,
+    /// One of the chain's own values.
+    Word,
 }
 
-/// What a header says.
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 8] =
+        [Self::Alarm, Self::Answer, Self::Boot, Self::Count, Self::Epoch, Self::Generation, Self::Record, Self::Word];
+
+    /// Its letter.
+    #[must_use]
+    pub const fn letter(self) -> u8 {
+        match self {
+            Self::Alarm => b's',
+            Self::Answer => b'c',
+            Self::Boot => b'b',
+            Self::Count => b'p',
+            Self::Epoch => b'e',
+            Self::Generation => b'g',
+            Self::Record => b'r',
+            Self::Word => b'm',
+        }
+    }
+
+    /// The kind with this letter.
+    #[must_use]
+    pub fn of(letter: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.letter() == letter)
+    }
+}
+
+/// One whole line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Envelope<'a> {
+    /// What it is about.
+    pub kind: Kind,
+    /// The commit that wrote it.
+    pub commit: u64,
+    /// Which one of its kind.
+    pub key: &'a str,
+    /// JSON; nothing where the thing is gone.
+    pub payload: &'a [u8],
+}
+
+impl<'a> Envelope<'a> {
+    /// The line.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut line = Vec::with_capacity(HEADER_LEN + self.key.len() + self.payload.len() + 2);
+        self.header(&mut line);
+        line.extend_from_slice(self.key.as_bytes());
+        line.push(b' ');
+        line.extend_from_slice(self.payload);
+        line.push(b'\n');
+        line
+    }
+
+    fn header(&self, line: &mut Vec<u8>) {
+        use io::Write;
+        let Self { kind, commit, key, payload } = self;
+        let letter = char::from(kind.letter());
+        let written = write!(line, "{MAGIC}{letter} {commit:016x} {:03} {:04} ", key.len(), payload.len());
+        written.expect("memory takes it");
+        let mut crc = crc32fast::Hasher::new();
+        for part in [line, key.as_bytes(), b" ", payload] {
+            crc.update(part);
+        }
+        write!(line, "{:08x} ", crc.finalize()).expect("memory takes it");
+    }
+
+    /// The line that `bytes` begin with, and its length; `None` unless it is whole.
+    #[must_use]
+    pub fn read(bytes: &'a [u8]) -> Option<(Self, usize)> {
+        let (head, rest) = bytes.split_at_checked(HEADER_LEN)?;
+        let head = std::str::from_utf8(head).ok()?.strip_prefix(MAGIC)?;
+        let mut fields = head.split(' ');
+        let kind = Kind::of(*fields.next()?.as_bytes().first()?)?;
+        let commit = u64::from_str_radix(fields.next()?, 16).ok()?;
+        let key_len: usize = fields.next()?.parse().ok()?;
+        let payload_len: usize = fields.next()?.parse().ok()?;
+        let (key, rest) = rest.split_at_checked(key_len)?;
+        let (payload, rest) = rest.strip_prefix(b" ")?.split_at_checked(payload_len)?;
+        let envelope = Self { kind, commit, key: std::str::from_utf8(key).ok()?, payload };
+        // The header is compared as it would be written, so that not one bit of it can differ.
+        let mut header = Vec::with_capacity(HEADER_LEN);
+        envelope.header(&mut header);
+        let whole = rest.first() == Some(&b'\n') && header == bytes[..HEADER_LEN];
+        whole.then_some((envelope, HEADER_LEN + key_len + payload_len + 2))
+    }
+
+    /// The lines that `bytes` consist of, up to the first that is not whole.
+    pub fn lines(mut bytes: &'a [u8]) -> impl Iterator<Item = Self> {
+        std::iter::from_fn(move || {
+            let (envelope, len) = Self::read(bytes)?;
+            bytes = &bytes[len..];
+            Some(envelope)
+        })
+    }
+
+    /// Its length as a line, in bytes.
+    #[must_use]
+    pub const fn size(&self) -> usize {
+        HEADER_LEN + self.key.len() + self.payload.len() + 2
+    }
+
+    /// What identifies it within its chain.
+    #[must_use]
+    pub fn name(&self) -> (Kind, &'a str) {
+        (self.kind, self.key)
+    }
+
+    /// The record, if it is a whole one.
+    #[must_use]
+    pub fn record(&self) -> Option<(u64, Record)> {
+        let RecordKey { lane, epoch, sequence, position } = self.record_key()?;
+        let Payload { boot, recorded, body } = serde_json::from_slice(self.payload).ok()?;
+        Some((position, Record { lane, epoch, sequence, boot, recorded, body }))
+    }
+
+    /// The key, if it is a record's.
+    #[must_use]
+    pub fn record_key(&self) -> Option<RecordKey> {
+        (self.kind == Kind::Record).then(|| RecordKey::parse(self.key)).flatten()
+    }
+}
+
+/// How long a line with such a key and payload is, in bytes; `None` if there can be no such line.
+#[must_use]
+pub(super) const fn line_size(key_len: usize, payload_len: usize) -> Option<usize> {
+    let size = HEADER_LEN + key_len + payload_len + 2;
+    if key_len <= KEY_LEN_MAX && size <= RECORD_SIZE_MAX { Some(size) } else { None }
+}
+
+/// The key of a record: its number and its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Header {
-    pub(super) lane: Lane,
-    pub(super) epoch: Epoch,
-    pub(super) sequence: u64,
+pub struct RecordKey {
+    /// Its lane.
+    pub lane: Lane,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Its number.
+    pub sequence: u64,
+    /// Its place in the lane, across epochs.
+    pub position: u64,
+}
+
+impl RecordKey {
+    /// Reads what [`fmt::Display`] writes.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split('-');
+        let (lane, epoch) = (parts.next()?, Epoch::parse(parts.next()?)?);
+        let lane = Lane::ALL.into_iter().find(|known| known.as_str() == lane)?;
+        let (sequence, position) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        let key = Self { lane, epoch, sequence, position };
+        (key.to_string() == text).then_some(key)
+    }
+}
+
+impl fmt::Display for RecordKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { lane, epoch, sequence, position } = self;
+        write!(f, "{}-{epoch}-{sequence}-{position}", lane.as_str())
+    }
 }
 
 #[derive(Serialize)]
@@ -53,51 +238,81 @@ struct Payload {
     body: Body,
 }
 
-/// The stored form of a record.
-pub fn encode(record: &Record) -> Result<Vec<u8>, TooLarge> {
-    let Record { lane, epoch, sequence, boot, recorded, body } = record;
+/// The record would be larger than [`RECORD_SIZE_MAX`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{size} bytes stored, at most {RECORD_SIZE_MAX} are possible")]
+pub struct TooLarge {
+    /// What it would take, in bytes.
+    pub size: usize,
+}
+
+/// The payload of a record; its line will fit wherever it comes to lie.
+pub(super) fn payload(record: &Record) -> Result<Vec<u8>, TooLarge> {
+    let Record { boot, recorded, body, .. } = record;
     let payload = serde_json::to_vec(&PayloadRef { boot, recorded, body }).expect("names and numbers become JSON");
-    let size = HEADER_LEN + payload.len() + 1;
-    if size > RECORD_SIZE_MAX {
-        return Err(TooLarge { size });
+    match line_size(RECORD_KEY_LEN_MAX, payload.len()) {
+        Some(_) => Ok(payload),
+        None => Err(TooLarge { size: HEADER_LEN + RECORD_KEY_LEN_MAX + payload.len() + 2 }),
     }
-    let header = Header { lane: *lane, epoch: epoch.clone(), sequence: *sequence };
-    Ok([header.over(&payload).as_bytes(), &payload, b"\n"].concat())
 }
 
-/// The record that `bytes` hold; `None` unless they are exactly one whole record.
-pub(super) fn decode(bytes: &[u8]) -> Option<Record> {
-    let (Header { lane, epoch, sequence }, payload) = check(bytes)?;
-    let Payload { boot, recorded, body } = serde_json::from_slice(payload).ok()?;
-    Some(Record { lane, epoch, sequence, boot, recorded, body })
+/// What a scan came across.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Scanned {
+    /// Whole lines; one that a database holds twice counts twice.
+    pub whole: u64,
+    /// Beginnings of lines without the rest. A database leaves some behind whenever it reuses space.
+    pub broken: u64,
+    /// The version of a line of another version, if there was one.
+    pub other_version: Option<u32>,
 }
 
-/// What the header says and the JSON behind it; `None` unless `bytes` are exactly one whole record.
-pub(super) fn check(bytes: &[u8]) -> Option<(Header, &[u8])> {
-    let (head, rest) = bytes.split_at_checked(HEADER_LEN)?;
-    let payload = rest.strip_suffix(b"\n")?;
-    let mut fields = std::str::from_utf8(head).ok()?.strip_prefix(MAGIC)?.split(' ');
-    let (lane, epoch, sequence) = (fields.next()?, fields.next()?, fields.next()?);
-    let header = Header {
-        lane: Lane::ALL.into_iter().find(|known| known.as_str() == lane)?,
-        epoch: Epoch::parse(epoch)?,
-        sequence: sequence.parse().ok()?,
-    };
-    // Length and checksum are compared as they would be written, so that not one bit of them can differ.
-    (header.over(payload).as_bytes() == head).then_some((header, payload))
-}
-
-impl Header {
-    /// The header's text in front of `payload`.
-    fn over(&self, payload: &[u8]) -> String {
-        let Self { lane, epoch, sequence } = self;
-        let mut head = format!("{MAGIC}{} {epoch} {sequence:020} {:04} ", lane.as_str(), payload.len());
-        let mut crc = crc32fast::Hasher::new();
-        crc.update(head.as_bytes());
-        crc.update(payload);
-        head.push_str(&format!("{:08x} ", crc.finalize()));
-        head
+/// Finds every whole line in any bytes, with the offset of each. Memory is bounded whatever the source's size.
+pub fn scan(mut source: impl Read, mut found: impl FnMut(u64, Envelope<'_>)) -> io::Result<Scanned> {
+    let (mut scanned, finder) = (Scanned::default(), memmem::Finder::new(FAMILY));
+    let (mut buffer, mut offset, mut ended) = (Vec::with_capacity(SCAN_SIZE), 0_u64, false);
+    while !ended {
+        let read = (&mut source).take((SCAN_SIZE - buffer.len()) as u64).read_to_end(&mut buffer)?;
+        ended = read == 0;
+        let mut at = 0;
+        loop {
+            let Some(next) = finder.find(&buffer[at..]) else {
+                // The end of the buffer may be the beginning of a line.
+                at = at.max(buffer.len().saturating_sub(FAMILY.len() - 1));
+                break;
+            };
+            at += next;
+            if !ended && buffer.len() - at < RECORD_SIZE_MAX {
+                break;
+            }
+            at += match Envelope::read(&buffer[at..]) {
+                Some((envelope, len)) => {
+                    found(offset + at as u64, envelope);
+                    scanned.whole += 1;
+                    len
+                }
+                None => {
+                    match version(&buffer[at..]) {
+                        Some(_) if buffer[at..].starts_with(MAGIC.as_bytes()) => scanned.broken += 1,
+                        Some(other) => scanned.other_version = Some(other),
+                        None => {}
+                    }
+                    FAMILY.len()
+                }
+            };
+        }
+        buffer.drain(..at);
+        offset += at as u64;
     }
+    Ok(scanned)
+}
+
+/// The version of a line that begins so.
+fn version(bytes: &[u8]) -> Option<u32> {
+    let (digit, rest) = bytes.strip_prefix(FAMILY)?.split_first()?;
+    let digit = char::from(*digit).to_digit(10)?;
+    // The letter and the space behind it: the word alone may stand in any text.
+    matches!(rest, [b' ', kind, b' ', ..] if kind.is_ascii_lowercase()).then_some(digit)
 }
 
 #[cfg(test)]
@@ -107,15 +322,25 @@ mod tests {
     use super::*;
     use crate::store::testing::{batch, epoch};
 
+    fn line(record: &Record, position: u64, commit: u64) -> Vec<u8> {
+        let Record { lane, epoch, sequence, .. } = record.clone();
+        let key = RecordKey { lane, epoch, sequence, position }.to_string();
+        Envelope { kind: Kind::Record, commit, key: &key, payload: &payload(record).expect("small") }.to_bytes()
+    }
+
+    fn whole(bytes: &[u8]) -> Option<(u64, Record)> {
+        Envelope::read(bytes).filter(|(_, len)| *len == bytes.len()).and_then(|(envelope, _)| envelope.record())
+    }
+
     #[test]
     fn a_record_is_one_readable_line() {
         let record = batch(&epoch('0'), 42, "31.5");
-        let bytes = encode(&record).expect("small");
+        let bytes = line(&record, 45, 0x1f);
         let text = std::str::from_utf8(&bytes).expect("text");
-        assert!(text.starts_with("gardu1 t 0000000000000000 00000000000000000042 0"), "{text}");
-        assert_eq!(text.as_bytes()[HEADER_LEN], b'{');
+        assert!(text.starts_with("gardu2 r 000000000000001f 024 0"), "{text}");
+        assert!(text[HEADER_LEN..].starts_with("t-0000000000000000-42-45 {"), "{text}");
         assert!(text.ends_with("}\n"), "{text}");
-        assert_eq!(decode(&bytes), Some(record));
+        assert_eq!(whole(&bytes), Some((45, record)));
     }
 
     #[test]
@@ -124,7 +349,7 @@ mod tests {
             ["0.1", "31.5", "1.7976931348623157e308", "5e-324", "0.30000000000000004", "2.2250738585072011e-308"]
         {
             let record = batch(&epoch('0'), 1, digits);
-            assert_eq!(decode(&encode(&record).expect("small")), Some(record), "{digits}");
+            assert_eq!(whole(&line(&record, 1, 1)), Some((1, record)), "{digits}");
         }
     }
 
@@ -134,23 +359,80 @@ mod tests {
         let Body::Telemetry(of) = &mut record.body else { unreachable!("a batch is telemetry") };
         let sample = of.readings[0].clone();
         of.readings = vec![sample; 60];
-        let refused = encode(&record).expect_err("60 readings are too many");
+        let refused = payload(&record).expect_err("60 readings are too many");
         assert!(refused.size > RECORD_SIZE_MAX, "{refused}");
+    }
+
+    #[test]
+    fn every_kind_has_a_letter_of_its_own() {
+        for kind in Kind::ALL {
+            assert_eq!(Kind::of(kind.letter()), Some(kind));
+        }
+    }
+
+    #[test]
+    fn lines_of_another_version_are_told_from_words() {
+        let scan_of = |bytes: &[u8]| scan(bytes, |_, _| panic!("no line of ours")).expect("memory can be read");
+        let other = |version| Scanned { other_version: version, ..Scanned::default() };
+        assert_eq!(scan_of(b"x gardu1 a 0123456789abcdef 00000000000000000001 "), other(Some(1)));
+        assert_eq!(scan_of(b"gardu3 r 0"), other(Some(3)));
+        assert_eq!(scan_of(b"the gardu 7 a gardu8 of gardux"), other(None));
+        assert_eq!(scan_of(b"gardu2 r 00"), Scanned { broken: 1, ..Scanned::default() });
+    }
+
+    /// Sources that give a few bytes at a time.
+    struct Dribble<'a>(&'a [u8]);
+
+    impl Read for Dribble<'_> {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            let len = into.len().min(self.0.len()).min(7);
+            into[..len].copy_from_slice(&self.0[..len]);
+            self.0 = &self.0[len..];
+            Ok(len)
+        }
     }
 
     proptest! {
         #[test]
-        fn arbitrary_bytes_are_no_record_and_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            prop_assert_eq!(decode(&bytes), None);
+        fn arbitrary_bytes_are_no_line_and_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert_eq!(Envelope::read(&bytes), None);
+            let mut magic = MAGIC.as_bytes().to_vec();
+            magic.extend(bytes);
+            prop_assert_eq!(Envelope::read(&magic), None);
         }
 
         #[test]
         fn any_damage_is_seen(at in any::<prop::sample::Index>(), flip in 1_u8.., cut in any::<prop::sample::Index>()) {
-            let bytes = encode(&batch(&epoch('0'), 7, "1.5")).expect("small");
+            let bytes = line(&batch(&epoch('0'), 7, "1.5"), 7, 3);
             let mut damaged = bytes.clone();
             damaged[at.index(bytes.len())] ^= flip;
-            prop_assert_eq!(decode(&damaged), None);
-            prop_assert_eq!(decode(&bytes[..cut.index(bytes.len())]), None);
+            prop_assert_eq!(Envelope::read(&damaged), None);
+            prop_assert_eq!(Envelope::read(&bytes[..cut.index(bytes.len())]), None);
+        }
+
+        #[test]
+        fn a_scan_finds_every_whole_line_and_nothing_else(
+            gaps in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..60), 1..30),
+            broken in prop::collection::vec(any::<bool>(), 30),
+        ) {
+            let (mut bytes, mut expected) = (Vec::new(), Vec::new());
+            for (n, gap) in (1..).zip(&gaps) {
+                bytes.extend_from_slice(gap);
+                let line = line(&batch(&epoch('0'), n, "1.5"), n, n);
+                if broken[usize::try_from(n).expect("small")] {
+                    bytes.extend_from_slice(&line[..line.len() - 2]);
+                } else {
+                    expected.push((bytes.len() as u64, n));
+                    bytes.extend_from_slice(&line);
+                }
+            }
+            let mut found = Vec::new();
+            let mut take = |offset, envelope: Envelope<'_>| found.push((offset, envelope.commit));
+            scan(&*bytes, &mut take).expect("memory can be read");
+            prop_assert_eq!(&found, &expected);
+            found.clear();
+            scan(Dribble(&bytes), |offset, envelope| found.push((offset, envelope.commit))).expect("memory can be read");
+            prop_assert_eq!(&found, &expected);
         }
     }
 }

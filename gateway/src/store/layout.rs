@@ -1,22 +1,31 @@
 //! What lies under which key, in both chains: pure.
 //!
-//! One tree; the first byte of a key says what its value is:
+//! One tree a generation; every value is one [line](super::envelope) or, for records, several. The first letter of a key
+//! is the [`Kind`] of its value:
 //!
-//! | key | value |
+//! | key | payload |
 //! |---|---|
-//! | `b` + place, two bytes, big-endian | JSON: one boot and where its clock stood |
+//! | `b` + place, five digits | JSON: one boot and where its clock stood |
 //! | `c` + command id | JSON: the answer given |
-//! | `m` + word | JSON: one of the chain's own counters, see [`meta`] |
+//! | `e` + epoch | JSON: where it begins, [`EpochMeta`] |
+//! | `g` + number, ten digits | JSON: the positions of a sealed generation, [`SealedMeta`] |
+//! | `m` + word | JSON: one of the chain's own values, see [`word`] |
 //! | `p` + point | last value of an event point: a letter for its type, then its text |
-//! | `r` + position, eight bytes, big-endian | a record in its [envelope](super::envelope) |
+//! | `r` + position, twenty digits | the record of that position and some that follow it without a gap, each a line |
 //! | `s` + alarm | JSON: the alarm's state |
 //!
-//! No value is larger than [`RECORD_SIZE_MAX`]: sled moves a leaf that outgrows a quarter of a segment to a blob file,
-//! which it never syncs.
+//! What is forgotten keeps its key with an empty payload until the generation is sealed, so that a scan of the bytes
+//! tells what is gone from what is lost. No value is larger than [`RECORD_SIZE_MAX`]: sled moves a leaf that outgrows a
+//! quarter of a segment to a blob file, which it never syncs.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Commit, Started, StoreError, StoredAnswer, envelope};
+use super::{
+    Commit, Started, StoreError, StoredAnswer,
+    envelope::{self, Envelope, Kind},
+};
 use crate::{
     alarm::AlarmState,
     clock::{BootId, Boots, Now},
@@ -24,37 +33,33 @@ use crate::{
     record::{Epoch, Lane, RECORD_SIZE_MAX, Record},
 };
 
-/// The version of this layout. A chain of another one is left alone.
-pub(super) const FORMAT: u32 = 1;
+/// The version of this layout. A store of another one is left alone.
+pub(super) const FORMAT: u32 = 2;
+/// Records in one value at most: sled writes a leaf of up to 16 values anew whenever it changes, and eight records of
+/// usual size make one page of 4 KiB.
+const CHUNK_RECORDS_MAX: usize = 8;
 
-/// Prefixes of keys.
-pub(super) mod prefix {
-    pub(crate) const ALARM: u8 = b's';
-    pub(crate) const ANSWER: u8 = b'c';
-    pub(crate) const BOOT: u8 = b'b';
-    pub(crate) const COUNT: u8 = b'p';
-    pub(crate) const RECORD: u8 = b'r';
-}
-
-/// Keys of the chain's own counters.
-pub(super) mod meta {
-    /// Version of the layout, in every chain.
-    pub(crate) const FORMAT: &[u8] = b"mformat";
+/// The chain's own values.
+pub(super) mod word {
+    /// Version of the layout.
+    pub(crate) const FORMAT: &str = "format";
+    /// How the generation began, [`super::MadeMeta`]; written last, so that one without it was never used.
+    pub(crate) const MADE: &str = "made";
     /// The machine the store belongs to; alarm chain.
-    pub(crate) const MACHINE: &[u8] = b"mmachine";
-    /// The present epoch, in every chain.
-    pub(crate) const EPOCH: &[u8] = b"mepoch";
-    /// The position the next record gets, in every chain.
-    pub(crate) const NEXT: &[u8] = b"mnext";
-    /// Ranges of settled positions, in every chain.
-    pub(crate) const SETTLED: &[u8] = b"msettled";
-    /// Numberings in doubt; alarm chain.
-    pub(crate) const UNPROVEN: &[u8] = b"munproven";
+    pub(crate) const MACHINE: &str = "machine";
+    /// The position the next record gets and the end of the commit, [`super::NextMeta`]. In every commit.
+    pub(crate) const NEXT: &str = "next";
+    /// Ranges of settled positions.
+    pub(crate) const SETTLED: &str = "settled";
     /// CONNECTs counted so far; alarm chain.
-    pub(crate) const SESSION: &[u8] = b"msession";
+    pub(crate) const SESSION: &str = "session";
+    /// Numberings in doubt; alarm chain.
+    pub(crate) const UNPROVEN: &str = "unproven";
+    /// Commits, first and last of each run, that were never finished although lines of them are in this generation.
+    pub(crate) const VOID: &str = "void";
 }
 
-/// The present epoch as it is kept.
+/// An epoch as it is kept: while records of it wait, and while it is the present one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct EpochMeta {
     pub(super) epoch: Epoch,
@@ -66,6 +71,43 @@ pub(super) struct EpochMeta {
     /// Stands until sequence 1, the record that declares the epoch, is written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) started: Option<Started>,
+    /// From this position on it is not known which numbers were ever given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) uncertain_from: Option<u64>,
+}
+
+/// The positions in a generation that is not written any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SealedMeta {
+    /// Its first position.
+    pub(super) first: u64,
+    /// The first position after it.
+    pub(super) end: u64,
+    /// Bytes of its records.
+    pub(super) bytes: u64,
+    /// Whether some of the positions are not in it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) has_holes: bool,
+}
+
+/// The end of a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct NextMeta {
+    /// The position the next record gets.
+    pub(super) next: u64,
+    /// How many lines the commit has, this one included.
+    pub(super) lines: u64,
+    /// The commit before it: that one was finished before this one began.
+    pub(super) after: u64,
+}
+
+/// How a generation began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct MadeMeta {
+    /// Size of its data file then, in bytes.
+    pub(super) size: u64,
+    /// Its first position.
+    pub(super) first: u64,
 }
 
 /// What one job writes.
@@ -74,10 +116,18 @@ pub(super) struct Write {
     /// An epoch that begins without a record in this chain.
     pub(super) adopt: Option<Epoch>,
     pub(super) records: Vec<Numbered>,
-    pub(super) puts: Vec<(Vec<u8>, Vec<u8>)>,
-    pub(super) removes: Vec<Vec<u8>>,
+    pub(super) puts: Vec<Put>,
     /// Positions of records that are replaced.
     pub(super) replaced: Vec<u64>,
+}
+
+/// One value to be stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Put {
+    pub(super) kind: Kind,
+    pub(super) key: String,
+    /// Nothing where the thing is forgotten.
+    pub(super) payload: Vec<u8>,
 }
 
 /// A record ready to be stored.
@@ -88,7 +138,7 @@ pub(super) struct Numbered {
     pub(super) sequence: u64,
     pub(super) boot: BootId,
     pub(super) recorded: Now,
-    pub(super) bytes: Vec<u8>,
+    pub(super) payload: Vec<u8>,
 }
 
 impl Write {
@@ -96,18 +146,22 @@ impl Write {
     pub(super) fn of(commit: &Commit) -> Result<Self, StoreError> {
         let mut write = Self::of_records(&commit.records)?;
         for state in &commit.alarms {
-            write.put(prefix::ALARM, state.last.alarm.as_str(), json(state))?;
+            write.put(Kind::Alarm, state.last.alarm.as_str(), json(state))?;
         }
         for (point, value) in &commit.counts {
-            write.put(prefix::COUNT, point.as_str(), count_text(value).into_bytes())?;
+            write.put(Kind::Count, point.as_str(), count_text(value).into_bytes())?;
         }
         for answer in &commit.answers {
-            write.put(prefix::ANSWER, &answer.answer.id, json(answer))?;
+            write.put(Kind::Answer, &answer.answer.id, json(answer))?;
         }
         write.puts.extend(commit.boots.iter().flat_map(boot_entries));
-        write.removes.extend(commit.forgotten_alarms.iter().map(|id| named(prefix::ALARM, id.as_str())));
-        write.removes.extend(commit.forgotten_answers.iter().map(|id| named(prefix::ANSWER, id)));
-        write.puts.extend(commit.unproven.iter().map(|unproven| (meta::UNPROVEN.into(), json(unproven))));
+        for id in &commit.forgotten_alarms {
+            write.put(Kind::Alarm, id.as_str(), Vec::new())?;
+        }
+        for id in &commit.forgotten_answers {
+            write.put(Kind::Answer, id, Vec::new())?;
+        }
+        write.puts.extend(commit.unproven.iter().map(|unproven| Put::word(word::UNPROVEN, unproven)));
         write.replaced.clone_from(&commit.replaced);
         Ok(write)
     }
@@ -115,48 +169,100 @@ impl Write {
     /// The stored form of records alone.
     pub(super) fn of_records(records: &[Record]) -> Result<Self, StoreError> {
         let numbered = |record: &Record| {
-            let bytes = envelope::encode(record)
+            let payload = envelope::payload(record)
                 .map_err(|too_large| StoreError::TooLarge { what: record.id().into(), size: too_large.size })?;
-            let Record { lane, epoch, sequence, boot, recorded, .. } = record.clone();
-            Ok(Numbered { lane, epoch, sequence, boot, recorded, bytes })
+            let Record { lane, epoch, sequence, boot, recorded, .. } = record;
+            let (lane, sequence, recorded) = (*lane, *sequence, *recorded);
+            Ok(Numbered { lane, epoch: epoch.clone(), sequence, boot: boot.clone(), recorded, payload })
         };
         Ok(Self { records: records.iter().map(numbered).collect::<Result<_, _>>()?, ..Self::default() })
     }
 
     /// Its size in bytes.
     pub(super) fn size(&self) -> usize {
-        let puts: usize = self.puts.iter().map(|(key, value)| key.len() + value.len()).sum();
-        puts + self.records.iter().map(|r| r.bytes.len()).sum::<usize>()
-            + self.removes.iter().map(Vec::len).sum::<usize>()
-            + size_of_val(&*self.replaced)
+        let puts: usize = self.puts.iter().map(|put| put.key.len() + put.payload.len()).sum();
+        puts + self.records.iter().map(|r| r.payload.len()).sum::<usize>() + size_of_val(&*self.replaced)
     }
 
-    fn put(&mut self, prefix: u8, name: &str, value: Vec<u8>) -> Result<(), StoreError> {
-        let size = name.len() + value.len();
-        if size > RECORD_SIZE_MAX {
-            return Err(StoreError::TooLarge { what: name.into(), size });
+    fn put(&mut self, kind: Kind, key: &str, payload: Vec<u8>) -> Result<(), StoreError> {
+        let size = key.len() + payload.len();
+        if envelope::line_size(key.len(), payload.len()).is_none() {
+            return Err(StoreError::TooLarge { what: key.into(), size: size.max(RECORD_SIZE_MAX + 1) });
         }
-        self.puts.push((named(prefix, name), value));
+        self.puts.push(Put { kind, key: key.into(), payload });
         Ok(())
     }
 }
 
-/// The key of something that has a name.
-pub(super) fn named(prefix: u8, name: &str) -> Vec<u8> {
-    [&[prefix], name.as_bytes()].concat()
+impl Put {
+    /// One of the chain's own values.
+    pub(super) fn word(key: &str, value: &impl Serialize) -> Self {
+        Self { kind: Kind::Word, key: key.into(), payload: json(value) }
+    }
+
+    /// An epoch.
+    pub(super) fn epoch(meta: &EpochMeta) -> Self {
+        Self { kind: Kind::Epoch, key: meta.epoch.to_string(), payload: json(meta) }
+    }
+
+    /// That an epoch is over and nothing of it waits.
+    pub(super) fn no_epoch(epoch: &Epoch) -> Self {
+        Self { kind: Kind::Epoch, key: epoch.to_string(), payload: Vec::new() }
+    }
+
+    /// A sealed generation; none when it is gone.
+    pub(super) fn generation(number: u64, meta: Option<&SealedMeta>) -> Self {
+        Self { kind: Kind::Generation, key: format!("{number:010}"), payload: meta.map(json).unwrap_or_default() }
+    }
+
+    /// Its key in the database.
+    pub(super) fn database_key(&self) -> Vec<u8> {
+        database_key(self.kind, &self.key)
+    }
+
+    /// Its value in the database.
+    pub(super) fn line(&self, commit: u64) -> Vec<u8> {
+        let Self { kind, key, payload } = self;
+        Envelope { kind: *kind, commit, key, payload }.to_bytes()
+    }
 }
 
-/// The key of a record.
-pub(super) fn record_key(position: u64) -> [u8; 9] {
-    let mut key = [prefix::RECORD; 9];
-    key[1..].copy_from_slice(&position.to_be_bytes());
-    key
+/// The key in the database of something other than a record.
+pub(super) fn database_key(kind: Kind, key: &str) -> Vec<u8> {
+    [&[kind.letter()], key.as_bytes()].concat()
 }
 
-/// The position in a record's key.
-pub(super) fn record_position(key: &[u8]) -> Option<u64> {
-    let (prefix, position) = key.split_first()?;
-    (*prefix == prefix::RECORD).then_some(u64::from_be_bytes(position.try_into().ok()?))
+/// The key of the value that begins with a position.
+pub(super) fn record_key(position: u64) -> Vec<u8> {
+    format!("{}{position:020}", char::from(Kind::Record.letter())).into_bytes()
+}
+
+/// Records of one commit, gathered into values.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Chunks {
+    done: Vec<(u64, Vec<u8>)>,
+    records: usize,
+}
+
+impl Chunks {
+    /// Adds the line of a position; positions follow each other without a gap.
+    pub(super) fn push(&mut self, position: u64, line: &[u8]) {
+        match self.done.last_mut() {
+            Some((_, chunk)) if self.records < CHUNK_RECORDS_MAX && chunk.len() + line.len() <= RECORD_SIZE_MAX => {
+                chunk.extend_from_slice(line);
+                self.records += 1;
+            }
+            _ => {
+                self.done.push((position, line.to_vec()));
+                self.records = 1;
+            }
+        }
+    }
+
+    /// Each value with its first position.
+    pub(super) fn take(&mut self) -> Vec<(u64, Vec<u8>)> {
+        std::mem::take(self).done
+    }
 }
 
 /// JSON of one of our own types.
@@ -164,41 +270,58 @@ pub(super) fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("names and numbers become JSON")
 }
 
+/// JSON that was stored.
+pub(super) fn parse<T: DeserializeOwned>(value: &[u8]) -> Option<T> {
+    serde_json::from_slice(value).ok()
+}
+
 /// One entry a boot: all together they would be too large for one value.
-pub(super) fn boot_entries(boots: &Boots) -> Vec<(Vec<u8>, Vec<u8>)> {
+pub(super) fn boot_entries(boots: &Boots) -> Vec<Put> {
     let serde_json::Value::Array(boots) = serde_json::to_value(boots).expect("boots become JSON") else {
         return vec![];
     };
-    let key = |place: u16| [&[prefix::BOOT][..], &place.to_be_bytes()].concat();
-    (0..).zip(&boots).map(|(place, boot)| (key(place), json(boot))).collect()
+    let put = |(place, boot): (u16, &_)| Put { kind: Kind::Boot, key: format!("{place:05}"), payload: json(boot) };
+    (0..).zip(&boots).map(put).collect()
 }
 
-/// What was read of a chain besides its records. What cannot be understood is left out and named.
+/// The newest payload of every key of a chain, records aside. An empty one means that the thing is gone.
+pub(super) type Entries = BTreeMap<(Kind, String), (u64, Vec<u8>)>;
+
+/// What was read of a chain besides its records and its own values. What cannot be understood is left out and named.
 #[derive(Debug, Default)]
 pub(super) struct States {
     pub(super) alarms: Vec<AlarmState>,
     pub(super) counts: Vec<(PointId, Value)>,
     pub(super) answers: Vec<StoredAnswer>,
-    pub(super) boots: Vec<serde_json::Value>,
+    boots: Vec<serde_json::Value>,
     /// Keys, as text, of what was left out.
     pub(super) unreadable: Vec<String>,
 }
 
 impl States {
-    /// Takes one entry; entries of other kinds are passed over.
-    pub(super) fn take(&mut self, key: &[u8], value: &[u8]) {
-        let Some((prefix, name)) = key.split_first() else { return };
-        let readable = match *prefix {
-            prefix::ALARM => keep(&mut self.alarms, parse(value)),
-            prefix::ANSWER => keep(&mut self.answers, parse(value)),
-            prefix::BOOT => {
-                keep(&mut self.boots, parse(value).filter(|boot| boots(std::slice::from_ref(boot)).is_some()))
-            }
-            prefix::COUNT => keep(&mut self.counts, count(name, value)),
-            _ => true,
-        };
+    /// From what is there.
+    pub(super) fn of(entries: &Entries) -> Self {
+        let mut states = Self::default();
+        for ((kind, key), (_, payload)) in entries {
+            states.take(*kind, key, payload);
+        }
+        states
+    }
+
+    /// Takes one entry; entries of other kinds and what is gone are passed over.
+    pub(super) fn take(&mut self, kind: Kind, key: &str, payload: &[u8]) {
+        let readable = payload.is_empty()
+            || match kind {
+                Kind::Alarm => keep(&mut self.alarms, parse(payload)),
+                Kind::Answer => keep(&mut self.answers, parse(payload)),
+                Kind::Boot => {
+                    keep(&mut self.boots, parse(payload).filter(|boot| boots(std::slice::from_ref(boot)).is_some()))
+                }
+                Kind::Count => keep(&mut self.counts, count(key, payload)),
+                Kind::Epoch | Kind::Generation | Kind::Record | Kind::Word => true,
+            };
         if !readable {
-            self.unreadable.push(String::from_utf8_lossy(key).into_owned());
+            self.unreadable.push(format!("{}{key}", char::from(kind.letter())));
         }
     }
 
@@ -212,36 +335,31 @@ fn boots(entries: &[serde_json::Value]) -> Option<Boots> {
     parse(&json(&entries))
 }
 
-/// JSON that was stored.
-pub(super) fn parse<T: DeserializeOwned>(value: &[u8]) -> Option<T> {
-    serde_json::from_slice(value).ok()
-}
-
 fn keep<T>(list: &mut Vec<T>, item: Option<T>) -> bool {
     let readable = item.is_some();
     list.extend(item);
     readable
 }
 
-/// A value with its type, so that a counter beyond 2^53, which JSON carries as a string, comes back as a number.
+/// A value with its type, so that a counter beyond 2^53, which JSON carries as a string, comes back as a number. A line
+/// feed in a text is written as JSON does.
 fn count_text(value: &Value) -> String {
-    let letter = match value {
-        Value::Bool(_) => 'b',
-        Value::Integer(_) => 'i',
-        Value::Float(_) => 'f',
-        Value::Text(_) => 't',
-    };
-    format!("{letter}{value}")
+    match value {
+        Value::Bool(value) => format!("b{value}"),
+        Value::Integer(value) => format!("i{value}"),
+        Value::Float(value) => format!("f{value}"),
+        Value::Text(text) => format!("t{}", serde_json::Value::from(&**text)),
+    }
 }
 
-fn count(name: &[u8], value: &[u8]) -> Option<(PointId, Value)> {
-    let point = PointId::parse(std::str::from_utf8(name).ok()?).ok()?;
-    let (letter, text) = std::str::from_utf8(value).ok()?.split_at_checked(1)?;
+fn count(key: &str, payload: &[u8]) -> Option<(PointId, Value)> {
+    let point = PointId::parse(key).ok()?;
+    let (letter, text) = std::str::from_utf8(payload).ok()?.split_at_checked(1)?;
     let value = match letter {
         "b" => Value::Bool(text.parse().ok()?),
         "i" => Value::Integer(text.parse().ok()?),
         "f" => Value::float(text.parse().ok()?)?,
-        "t" => Value::Text(text.into()),
+        "t" => Value::Text(serde_json::from_str::<String>(text).ok()?.into()),
         _ => return None,
     };
     Some((point, value))
@@ -258,9 +376,12 @@ mod tests {
     fn counts_keep_their_type_and_every_digit() {
         let point = PointId::parse("panel/rain").expect("point");
         let text = |t: &str| Value::Text(t.into());
-        for value in [Value::Bool(true), Value::Integer(u64::MAX.into()), Value::Float(0.1), text(""), text("7")] {
+        for value in
+            [Value::Bool(true), Value::Integer(u64::MAX.into()), Value::Float(0.1), text(""), text("7"), text("a\nb")]
+        {
             let stored = count_text(&value);
-            assert_eq!(count(b"panel/rain", stored.as_bytes()), Some((point.clone(), value)), "{stored}");
+            assert!(!stored.contains('\n'), "{stored}");
+            assert_eq!(count("panel/rain", stored.as_bytes()), Some((point.clone(), value)), "{stored}");
         }
     }
 
@@ -273,20 +394,33 @@ mod tests {
             boots.trust(&boot, now(5));
         }
         let mut states = States::default();
-        for (key, value) in boot_entries(&boots) {
-            assert!(value.len() < 128, "{}", value.len());
-            states.take(&key, &value);
+        for Put { kind, key, payload } in boot_entries(&boots) {
+            assert!(payload.len() < 128, "{}", payload.len());
+            states.take(kind, &key, &payload);
         }
         assert_eq!(states.boots(), boots);
     }
 
+    #[test]
+    fn a_value_holds_few_records_and_never_too_many_bytes() {
+        let sizes = |line: &[u8], n: u64| {
+            let mut chunks = Chunks::default();
+            (1..=n).for_each(|position| chunks.push(position, line));
+            let taken = chunks.take();
+            assert!(chunks.take().is_empty());
+            taken.into_iter().map(|(first, chunk)| (first, chunk.len())).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(&[7; 10], 17), [(1, 80), (9, 80), (17, 10)]);
+        assert_eq!(sizes(&[7; 3000], 2), [(1, 3000), (2, 3000)]);
+        assert_eq!(sizes(&[7; 2048], 3), [(1, 4096), (3, 2048)]);
+    }
+
     proptest! {
         #[test]
-        fn arbitrary_entries_never_panic(key in proptest::collection::vec(any::<u8>(), 0..20), value in any::<Vec<u8>>()) {
-            for prefix in *b"bcmprsx" {
-                States::default().take(&[&[prefix], &key[..]].concat(), &value);
+        fn arbitrary_entries_never_panic(key in ".{0,20}", value in any::<Vec<u8>>()) {
+            for kind in Kind::ALL {
+                States::default().take(kind, &key, &value);
             }
-            let _ = record_position(&key);
         }
     }
 }

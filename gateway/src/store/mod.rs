@@ -1,23 +1,32 @@
 //! What must survive a power cut: records until they are delivered, alarm states, counters, answers to commands.
 //!
-//! Two chains, each a sled database with one thread that alone touches it: `alarm-1` (lane a and every state) is
-//! synced before anything is sent or acknowledged, `telemetry-1` (lane t) is synced in groups.
+//! Two chains, each with one thread that alone touches it: `alarm` (lane a and every state) is synced before anything is
+//! sent or acknowledged, `telemetry` (lane t) is synced in groups. A chain is a row of **generations**, `alarm-1`,
+//! `alarm-2` and so on: the last is **open**, a sled database with the newest records and all states; those before it are
+//! **sealed**, hold records only, are read like logs, and go when nothing in them waits any more.
 //!
 //! Promises: a commit that returned survives a power cut, whole; one that did not is there whole or not at all. No
-//! number is given twice, also after a crash. Damage never prevents the start: what cannot be read is set aside as
-//! `bad-<n>-<chain>` beside the chains, and a new epoch begins. Limits: a stored value has at most
-//! [`RECORD_SIZE_MAX`] bytes; one process at a time.
+//! number is given twice, also after a crash. Damage never prevents the start: what is whole is kept, what was there and
+//! is not is [`Lost`] and to be declared, and where numbers may be missing a new epoch begins. Limits: a stored value has
+//! at most [`RECORD_SIZE_MAX`] bytes; one process at a time.
 //!
-//! Reading order: `settled`, `envelope`, `layout` (pure: what lies on the disk), `place` and `durable` (sled,
-//! made safe), `chain` (one database), `committer` (its thread), `open` (both chains, epochs).
+//! Reading order: `settled`, `envelope`, `layout`, `mark` (pure: what lies on the disk), `place`, `ballast`, `durable` (sled,
+//! made safe), `raw` and `sealed` (bytes without sled), `guard` (what is there), `chain` (one lane), `committer` (its
+//! thread), `open` (both chains, epochs), `inspect` (a look from outside).
 
+mod ballast;
 mod chain;
 mod committer;
 mod durable;
 pub mod envelope;
+mod guard;
+pub mod inspect;
 mod layout;
+mod mark;
 mod open;
 mod place;
+mod raw;
+mod sealed;
 mod settled;
 #[cfg(test)]
 mod testing;
@@ -29,7 +38,10 @@ use std::{path::PathBuf, sync::Arc};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
-pub use self::open::{Committers, open};
+pub use self::{
+    ballast::Space,
+    open::{Committers, open},
+};
 use self::{
     committer::{Handle, Job},
     layout::Write,
@@ -52,7 +64,12 @@ pub struct Options {
     pub machine: Machine,
     /// This boot.
     pub boot: BootId,
+    /// A generation is sealed when it has grown by so many bytes.
+    pub generation_size: u64,
 }
+
+/// Size of a generation unless the quota is small, in bytes: what one damage can take, and what a drained one gives back.
+pub const GENERATION_SIZE: u64 = 16 * 1024 * 1024;
 
 /// What an open store holds.
 #[derive(Debug, Clone, PartialEq)]
@@ -186,10 +203,44 @@ pub struct Head {
     pub next_position: u64,
     /// Records waiting.
     pub records: u64,
-    /// Their bytes.
+    /// Their bytes, about.
     pub bytes: u64,
+    /// Records that are lost and not yet declared, see [`Store::lost`].
+    pub missing: u64,
     /// When the oldest waiting one was recorded.
     pub oldest: Option<(BootId, Now)>,
+}
+
+/// One generation of a lane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Generation {
+    /// Its number: in the name of its folder.
+    pub number: u64,
+    /// Its first position.
+    pub first: u64,
+    /// The first position after it.
+    pub end: u64,
+    /// Records in it that wait.
+    pub waiting: u64,
+    /// What it takes on the disk, in bytes.
+    pub disk_bytes: u64,
+    /// Whether it is not written any more.
+    pub sealed: bool,
+}
+
+/// Records that were stored and are not there any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// Their lane.
+    pub lane: Lane,
+    /// Their epoch.
+    pub epoch: Epoch,
+    /// First and last number of each run.
+    pub ranges: Vec<(u64, u64)>,
+    /// The same as positions: to be settled when the loss is declared.
+    pub positions: Vec<(u64, u64)>,
+    /// False where it is not known whether these numbers were ever given.
+    pub certain: bool,
 }
 
 /// Why a store cannot be opened. What lies there is left as it is.
@@ -221,6 +272,12 @@ pub enum OpenError {
         path: PathBuf,
         /// What the system said.
         reason: Arc<str>,
+    },
+    /// The disk is full, and no room was kept.
+    #[error("{}: the disk is full; remove what does not belong there, or take a larger card", path.display())]
+    Full {
+        /// The folder.
+        path: PathBuf,
     },
     /// The kernel has no random numbers for a new epoch.
     #[error("no random numbers: {0}")]
@@ -257,6 +314,12 @@ pub enum StoreError {
         /// What the system said.
         reason: Arc<str>,
     },
+    /// The disk is full. The chain makes room and goes on.
+    #[error("{chain}: the disk is full; remove what does not belong there, or take a larger card")]
+    Full {
+        /// Which chain.
+        chain: &'static str,
+    },
     /// What was written does not come back. The next start repairs or sets it aside.
     #[error("{chain}: cannot read: {reason}; the store is damaged, restart to repair it")]
     Read {
@@ -281,6 +344,7 @@ pub struct Store {
     telemetry: Lines,
     boots: Arc<watch::Sender<Boots>>,
     unproven: Arc<watch::Sender<Vec<Unproven>>>,
+    space: watch::Receiver<Space>,
 }
 
 /// What leads to one chain and from it.
@@ -350,6 +414,34 @@ impl Store {
         self.lines(lane).jobs.send(Job::Confirm(positions), size).await
     }
 
+    /// Settles runs of positions, first and last of each: they were confirmed, or declared lost. Returns when that is on
+    /// stable storage.
+    pub async fn settle(&self, lane: Lane, positions: Vec<(u64, u64)>) -> Result<(), StoreError> {
+        let size = size_of_val(&*positions);
+        let job = |durable: oneshot::Sender<()>| Job::Settle { positions, done: telling(durable) };
+        self.lines(lane).jobs.ask(job, size).await
+    }
+
+    /// Seals the open generation of a lane, if there is a record in it; returns when the next is in use.
+    pub async fn rotate(&self, lane: Lane) -> Result<(), StoreError> {
+        self.lines(lane).jobs.ask(|durable| Job::Rotate(telling(durable)), 0).await
+    }
+
+    /// Rewrites a sealed generation with only what waits in it.
+    pub async fn compact(&self, lane: Lane, number: u64) -> Result<(), StoreError> {
+        self.lines(lane).jobs.ask(|durable| Job::Compact { number, done: telling(durable) }, 0).await
+    }
+
+    /// The generations of a lane, oldest first.
+    pub async fn generations(&self, lane: Lane) -> Result<Vec<Generation>, StoreError> {
+        self.lines(lane).jobs.ask(Job::Generations, 0).await
+    }
+
+    /// What is lost of a lane and not yet settled.
+    pub async fn lost(&self, lane: Lane) -> Result<Vec<Lost>, StoreError> {
+        self.lines(lane).jobs.ask(Job::Lost, 0).await
+    }
+
     /// State of these alarms, without those that have none.
     pub async fn alarms_of(&self, ids: Vec<AlarmId>) -> Result<Vec<AlarmState>, StoreError> {
         self.alarm.jobs.ask(|answer| Job::AlarmsOf(ids, answer), 0).await
@@ -383,6 +475,18 @@ impl Store {
         self.unproven.subscribe()
     }
 
+    /// How much room the disk has for the store.
+    #[must_use]
+    pub fn space(&self) -> watch::Receiver<Space> {
+        self.space.clone()
+    }
+
+    /// Whether nothing can be stored before there is room on the disk.
+    #[must_use]
+    pub fn waits_for_room(&self) -> bool {
+        *self.space.borrow() == Space::None
+    }
+
     const fn lines(&self, lane: Lane) -> &Lines {
         match lane {
             Lane::Alarm => &self.alarm,
@@ -392,10 +496,11 @@ impl Store {
 }
 
 fn writing(write: Write, durable: oneshot::Sender<()>) -> Job {
-    Job::Write {
-        write,
-        done: Box::new(move || {
-            let _ = durable.send(());
-        }),
-    }
+    Job::Write { write, done: telling(durable) }
+}
+
+fn telling(durable: oneshot::Sender<()>) -> committer::Done {
+    Box::new(move || {
+        let _ = durable.send(());
+    })
 }

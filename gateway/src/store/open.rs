@@ -13,18 +13,19 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{error, info};
 
 use super::{
-    Lines, Next, OpenError, Options, Recovered, Started, Store, Unproven,
-    chain::{Chain, Found, scan},
+    Lines, Next, OpenError, Options, Recovered, Started, Store, StoreError, Unproven,
+    ballast::Ballast,
+    chain::{Chain, Setup},
     committer::{Committer, Handle},
-    durable::{Database, SyncFile, sync_file},
-    layout::{EpochMeta, boot_entries, json, meta},
+    durable::{SyncFile, sync_file},
+    guard::{Found, Looker},
+    layout::{EpochMeta, Put, States, boot_entries, word},
     place::Place,
 };
 use crate::{
-    clock::Boots,
     machine::Machine,
     metrics::Metrics,
     record::{Epoch, Lane, StartReason},
@@ -36,6 +37,9 @@ use crate::{
 const TELEMETRY_GATHER: Duration = Duration::from_millis(100);
 /// Alarms are gathered only while the sync before is under way.
 const ALARM_GATHER: Duration = Duration::ZERO;
+
+/// Room kept for a full disk, in bytes: some ten thousand events, a new generation and what sled needs to be opened.
+const BALLAST_SIZE_MAX: u64 = 8 * 1024 * 1024;
 
 /// The threads of an open store, by name, for `Supervisor::thread`. Each ends when the last [`Store`] is dropped.
 pub type Committers = Vec<(&'static str, Box<dyn FnOnce() -> TaskResult + Send>)>;
@@ -54,56 +58,59 @@ pub(super) fn open_on(
     sync_file: &SyncFile,
 ) -> Result<(Store, Recovered, Committers), OpenError> {
     let lock = lock(&options.path)?;
-    let open = |chain: &'static str| {
-        let place = Place { chain, folder: options.path.join(chain) };
-        Database::open(&place, sync_file, metrics, scan)
+    let size = (2 * options.generation_size).min(BALLAST_SIZE_MAX);
+    let ballast = Arc::new(Ballast::new(&options.path, size));
+    let is_full =
+        |error: &OpenError| matches!(error, OpenError::Full { .. } | OpenError::Store(StoreError::Full { .. }));
+    let mut opened = open_chains(options, metrics, sync_file);
+    if opened.as_ref().is_err_and(is_full) && ballast.release() {
+        opened = open_chains(options, metrics, sync_file);
+    }
+    let (alarm, telemetry, recovered) = opened?;
+    ballast.hold();
+    let (store, committers) = start(alarm, telemetry, &recovered, lock, &ballast);
+    Ok((store, recovered, committers))
+}
+
+fn open_chains(
+    options: &Options,
+    metrics: &Metrics,
+    sync_file: &SyncFile,
+) -> Result<(Chain, Chain, Recovered), OpenError> {
+    let look = |chain, lane| {
+        let place = Place { chain, root: options.path.clone() };
+        Looker { lane, boot: &options.boot, sync_file, metrics }.look(&place)
     };
-    let (alarm_database, mut alarm_found) = open("alarm-1")?;
-    let (telemetry_database, telemetry_found) = open("telemetry-1")?;
-    let suspect = alarm_database.place().suspect() || telemetry_database.place().suspect();
-    let epoch = match decide(&options.machine, suspect, &alarm_found, &telemetry_found) {
+    let (alarm, telemetry) = (look("alarm", Lane::Alarm)?, look("telemetry", Lane::Telemetry)?);
+    let epoch = match decide(&options.machine, &alarm, &telemetry) {
         Decision::GoOn(epoch) => epoch,
         Decision::Begin(started) => EpochMeta {
             epoch: Epoch::random().map_err(OpenError::Random)?,
-            base: alarm_found.next_position - 1,
+            base: alarm.next_position - 1,
             replaced: started.replaces.as_ref().map(|(epoch, _)| epoch.clone()),
             started: Some(started),
+            uncertain_from: None,
         },
     };
-    let numbers = Next { a: next(&alarm_found, &epoch.epoch), t: next(&telemetry_found, &epoch.epoch) };
-    let before = alarm_found.machine.clone();
-    let (unproven_before, session) = (std::mem::take(&mut alarm_found.unproven), alarm_found.session);
-    let states = std::mem::take(&mut alarm_found.states);
+    let states = States::of(&alarm.entries);
+    if !states.unreadable.is_empty() {
+        error!(states = states.unreadable.join(", "), "states of the store cannot be understood and are left out");
+    }
     let mut boots = states.boots();
     let entered = boots.enter(&options.boot);
-    let begins = alarm_found.epoch.as_ref() != Some(&epoch);
-    let machine = machine(&options.machine, before.clone());
-    let mut unproven = unproven_before.clone();
-    if !begins && unproven.iter().all(|of| of.epoch != epoch.epoch) {
-        unproven.push(Unproven { epoch: epoch.epoch.clone(), from: numbers, session });
-    }
     let started = epoch.started.clone();
-
-    let mut alarm = Chain::new(Lane::Alarm, alarm_database, alarm_found, epoch.clone(), metrics);
-    if begins {
+    if alarm.epoch() != Some(&epoch) {
         info!(epoch = %epoch.epoch, reason = ?started.as_ref().map(|s| s.reason), "a new epoch begins");
-        alarm.put(meta::EPOCH, json(&epoch));
     }
-    if before.as_ref() != Some(&machine) {
-        alarm.put(meta::MACHINE, json(&machine));
-    }
-    if unproven != unproven_before {
-        alarm.put(meta::UNPROVEN, json(&unproven));
-    }
-    for (key, value) in boot_entries(&boots).into_iter().filter(|_| entered) {
-        alarm.put(&key, value);
-    }
-    alarm.commit()?;
-    alarm.publish()?;
-    let telemetry = open_telemetry(telemetry_database, telemetry_found, &epoch.epoch, metrics)?;
-    for chain in [&alarm, &telemetry] {
-        chain.database().place().trust().map_err(|e| refused(&options.path, &e))?;
-    }
+    let setup =
+        |lane| Setup { lane, boot: &options.boot, generation_size: options.generation_size, sync_file, metrics };
+    let machine = Put::word(word::MACHINE, &machine(&options.machine, alarm.word(word::MACHINE)));
+    let unproven = unproven(&epoch, &alarm, &telemetry);
+    let words = [machine, Put::word(word::UNPROVEN, &unproven)];
+    let carried = boot_entries(&boots).into_iter().filter(|_| entered).chain(words).collect();
+    let alarm = Chain::open(alarm, &epoch, carried, &setup(Lane::Alarm))?;
+    let telemetry_epoch = telemetry_epoch(&telemetry, &epoch.epoch);
+    let telemetry = Chain::open(telemetry, &telemetry_epoch, Vec::new(), &setup(Lane::Telemetry))?;
 
     let mut answers = states.answers;
     answers.sort_by_key(|answer| (boots.rank(&answer.boot), answer.at.mono_ms));
@@ -116,11 +123,10 @@ pub(super) fn open_on(
         alarms: states.alarms,
         counts: states.counts,
         answers,
-        boots: boots.clone(),
-        unproven: unproven.clone(),
+        boots,
+        unproven,
     };
-    let (store, committers) = start(alarm, telemetry, boots, unproven, lock);
-    Ok((store, recovered, committers))
+    Ok((alarm, telemetry, recovered))
 }
 
 /// What is to be kept of this machine: of the same one what was known before as well.
@@ -129,17 +135,35 @@ fn machine(this: &Machine, before: Option<Machine>) -> Machine {
     this.clone().and_before(same.unwrap_or_default())
 }
 
-fn start(alarm: Chain, telemetry: Chain, boots: Boots, unproven: Vec<Unproven>, lock: File) -> (Store, Committers) {
+/// The numberings in doubt from now on: an epoch that goes on is, from its next numbers.
+fn unproven(epoch: &EpochMeta, alarm: &Found, telemetry: &Found) -> Vec<Unproven> {
+    let mut unproven: Vec<Unproven> = alarm.word(word::UNPROVEN).unwrap_or_default();
+    let goes_on = alarm.epoch() == Some(epoch);
+    if goes_on && unproven.iter().all(|of| of.epoch != epoch.epoch) {
+        let from = Next { a: next(alarm, &epoch.epoch), t: next(telemetry, &epoch.epoch) };
+        unproven.push(Unproven { epoch: epoch.epoch.clone(), from, session: alarm.word(word::SESSION).unwrap_or(0) });
+    }
+    unproven
+}
+
+fn start(
+    alarm: Chain,
+    telemetry: Chain,
+    recovered: &Recovered,
+    lock: File,
+    ballast: &Arc<Ballast>,
+) -> (Store, Committers) {
     let lock = Arc::new(lock);
     let (alarm_head, telemetry_head) = (alarm.head(), telemetry.head());
-    let (alarm_jobs, alarm) = Committer::new(alarm, ALARM_GATHER, lock.clone());
-    let (telemetry_jobs, telemetry) = Committer::new(telemetry, TELEMETRY_GATHER, lock);
+    let (alarm_jobs, alarm) = Committer::new(alarm, ALARM_GATHER, lock.clone(), ballast.clone());
+    let (telemetry_jobs, telemetry) = Committer::new(telemetry, TELEMETRY_GATHER, lock, ballast.clone());
     let lines = |jobs: Handle, head| Lines { jobs, head };
     let store = Store {
         alarm: lines(alarm_jobs, alarm_head),
         telemetry: lines(telemetry_jobs, telemetry_head),
-        boots: Arc::new(watch::Sender::new(boots)),
-        unproven: Arc::new(watch::Sender::new(unproven)),
+        boots: Arc::new(watch::Sender::new(recovered.boots.clone())),
+        unproven: Arc::new(watch::Sender::new(recovered.unproven.clone())),
+        space: ballast.space(),
     };
     (store, vec![("store-alarm", Box::new(|| alarm.run())), ("store-telemetry", Box::new(|| telemetry.run()))])
 }
@@ -157,29 +181,29 @@ fn lock(path: &Path) -> Result<File, OpenError> {
 }
 
 fn refused(path: &Path, error: &std::io::Error) -> OpenError {
+    if error.kind() == std::io::ErrorKind::StorageFull {
+        return OpenError::Full { path: path.into() };
+    }
     OpenError::Io { path: path.into(), reason: error.to_string().into() }
 }
 
-/// The telemetry chain in the epoch of the alarm chain, durably.
-fn open_telemetry(database: Database, found: Found, epoch: &Epoch, metrics: &Metrics) -> Result<Chain, OpenError> {
-    let stored = found.epoch.clone();
-    let base = found.next_position - 1;
+/// The epoch of the alarm chain as the telemetry chain has it, or will have it.
+fn telemetry_epoch(found: &Found, epoch: &Epoch) -> EpochMeta {
+    let stored = found.epoch().cloned();
     let replaced = stored.as_ref().map(|stored| stored.epoch.clone());
-    let goes_on = stored.filter(|stored| stored.epoch == *epoch);
-    let begins = goes_on.is_none();
-    let epoch = goes_on.unwrap_or(EpochMeta { epoch: epoch.clone(), base, replaced, started: None });
-    let mut chain = Chain::new(Lane::Telemetry, database, found, epoch.clone(), metrics);
-    if begins {
-        chain.put(meta::EPOCH, json(&epoch));
-    }
-    chain.commit()?;
-    chain.publish()?;
-    Ok(chain)
+    let begins = || EpochMeta {
+        epoch: epoch.clone(),
+        base: found.next_position - 1,
+        replaced,
+        started: None,
+        uncertain_from: None,
+    };
+    stored.filter(|stored| stored.epoch == *epoch).unwrap_or_else(begins)
 }
 
 /// The number the next record of a lane gets in an epoch.
 fn next(found: &Found, epoch: &Epoch) -> u64 {
-    match &found.epoch {
+    match found.epoch() {
         Some(of) if of.epoch == *epoch => found.next_position - of.base,
         _ => 1,
     }
@@ -194,24 +218,27 @@ enum Decision {
 
 /// An epoch goes on only where none of its numbers can be given again: on the same machine, with both chains whole and
 /// of one mind. Where in doubt a new one begins; that costs one record, a number given twice costs an alarm.
-fn decide(machine: &Machine, suspect: bool, alarm: &Found, telemetry: &Found) -> Decision {
+fn decide(machine: &Machine, alarm: &Found, telemetry: &Found) -> Decision {
     let begin = |reason, replaces| Decision::Begin(Started { reason, replaces });
-    let Some(known) = alarm.epoch.as_ref().or(telemetry.epoch.as_ref()) else {
-        return begin(StartReason::NewStore, None);
+    let Some(known) = alarm.epoch().or(telemetry.epoch()) else {
+        let damaged = alarm.damage.is_some() || telemetry.damage.is_some();
+        return begin(if damaged { StartReason::Damaged } else { StartReason::NewStore }, None);
     };
     let next = |found| next(found, &known.epoch);
     let last = Some((known.epoch.clone(), Next { a: next(alarm), t: next(telemetry) }));
-    let Some(epoch) = &alarm.epoch else { return begin(StartReason::Damaged, last) };
+    let Some(epoch) = alarm.epoch() else { return begin(StartReason::Damaged, last) };
     // An epoch that was never declared is replaced without a word: what it would have replaced still is.
     let replaces = epoch.started.as_ref().map_or(last, |started| started.replaces.clone());
-    if alarm.machine.as_ref().is_some_and(|of| of.differs_from(machine)) {
+    if alarm.word::<Machine>(word::MACHINE).is_some_and(|of| of.differs_from(machine)) {
         return begin(StartReason::OtherMachine, replaces);
     }
-    let agreed = match &telemetry.epoch {
+    let agreed = match telemetry.epoch() {
         Some(of) if of.epoch == epoch.epoch => true,
         // A crash after the alarm chain began it and before the telemetry chain did.
         Some(of) => epoch.replaced.as_ref() == Some(&of.epoch),
         None => epoch.started.as_ref().is_some_and(|started| started.replaces.is_none()),
     };
+    let numbers_unknown = |found: &Found| found.damage.as_ref().is_some_and(|damage| !damage.numbers_known);
+    let suspect = numbers_unknown(alarm) || numbers_unknown(telemetry);
     if suspect || !agreed { begin(StartReason::Damaged, replaces) } else { Decision::GoOn(epoch.clone()) }
 }

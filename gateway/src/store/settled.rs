@@ -28,13 +28,18 @@ impl Settled {
         sound.then_some(settled)
     }
 
-    /// Settles one position; true if it was not settled before.
-    pub(super) fn insert(&mut self, position: u64) -> bool {
-        let new = !self.contains(position);
-        if new {
-            self.0.insert(position..=position);
+    /// Settles a run of positions; nothing if it ends before it begins.
+    pub(super) fn insert_all(&mut self, first: u64, last: u64) {
+        if first <= last {
+            self.0.insert(first..=last);
         }
-        new
+    }
+
+    /// The runs from `first` to `last` that are not settled.
+    pub(super) fn gaps(&self, first: u64, last: u64) -> impl Iterator<Item = (u64, u64)> {
+        let outer = first..=last.max(first);
+        let gaps: Vec<_> = self.0.gaps(&outer).map(|gap| (*gap.start(), *gap.end())).collect();
+        gaps.into_iter().filter(move |_| first <= last)
     }
 
     /// Whether a position is settled.
@@ -47,14 +52,14 @@ impl Settled {
         self.0.get(&first).map_or(first.saturating_sub(1), |run| *run.end())
     }
 
-    /// How many positions are settled.
-    pub(super) fn count(&self) -> u64 {
-        self.0.iter().map(|run| run.end() - run.start() + 1).sum::<u64>() - 1
+    /// All of it, the lowest first.
+    pub(super) fn runs(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.0.iter().map(|run| (*run.start(), *run.end()))
     }
 
     /// What is to be written: at most [`RANGES_MAX`] ranges, the lowest.
     pub(super) fn saved(&self) -> Vec<(u64, u64)> {
-        self.0.iter().take(RANGES_MAX).map(|run| (*run.start(), *run.end())).collect()
+        self.runs().take(RANGES_MAX).collect()
     }
 }
 
@@ -69,18 +74,19 @@ mod tests {
     #[test]
     fn the_run_says_how_far_an_epoch_has_come() {
         let mut settled = Settled::new();
-        assert_eq!((settled.run_from(1), settled.count()), (0, 0));
-        for position in [1, 2, 4, 5] {
-            assert!(settled.insert(position));
+        assert_eq!(settled.run_from(1), 0);
+        for (first, last) in [(1, 2), (4, 5), (4, 4), (9, 8)] {
+            settled.insert_all(first, last);
         }
-        assert!(!settled.insert(4), "confirmed twice");
         assert_eq!((settled.run_from(1), settled.run_from(3), settled.run_from(4)), (2, 2, 5));
         assert_eq!(settled.saved(), [(0, 2), (4, 5)]);
+        assert_eq!(settled.gaps(1, 7).collect::<Vec<_>>(), [(3, 3), (6, 7)]);
+        assert_eq!(settled.gaps(7, 6).collect::<Vec<_>>(), []);
     }
 
     #[test]
     fn ranges_that_no_lane_can_have_are_refused() {
-        assert_eq!(Settled::load(&[(0, 2), (4, 4)], 5).map(|s| s.count()), Some(3));
+        assert_eq!(Settled::load(&[(0, 2), (4, 4)], 5).map(|s| s.run_from(4)), Some(4));
         for bad in [&[(3, 1)][..], &[(0, 5)], &[(0, 1), (9, 9)]] {
             assert_eq!(Settled::load(bad, 5), None, "{bad:?}");
         }
@@ -88,16 +94,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_a_set_of_positions(positions in proptest::collection::vec(1_u64..300, 0..300)) {
+        fn it_is_a_set_of_positions(runs in proptest::collection::vec((1_u64..300, 0_u64..4), 0..300)) {
             let (mut settled, mut model) = (Settled::new(), BTreeSet::from([0]));
-            for position in positions {
-                prop_assert_eq!(settled.insert(position), model.insert(position));
+            for (first, more) in runs {
+                settled.insert_all(first, first + more);
+                model.extend(first..=first + more);
             }
-            prop_assert_eq!(settled.count(), model.len() as u64 - 1);
-            for first in 1..300 {
+            for first in 1..310 {
                 let end = (first..).take_while(|p| model.contains(p)).last().unwrap_or(first - 1);
                 prop_assert_eq!(settled.run_from(first), end);
+                prop_assert_eq!(settled.contains(first), model.contains(&first));
             }
+            let gaps: BTreeSet<u64> = settled.gaps(1, 310).flat_map(|(first, last)| first..=last).collect();
+            prop_assert!((1..=310).all(|p| gaps.contains(&p) != model.contains(&p)));
             let saved = settled.saved();
             prop_assert!(saved.len() <= RANGES_MAX);
             prop_assert!(saved.iter().all(|(first, last)| (*first..=*last).all(|p| model.contains(&p))));

@@ -28,8 +28,9 @@ pub(super) fn batch(epoch: &Epoch, sequence: u64, value: &str) -> Record {
         reason: None,
         at: now(sequence),
         source_time_ms: None,
+        summary: None,
     };
-    let batch = Batch { device: Segment::parse("panel").expect("device"), readings: vec![sample] };
+    let batch = Batch { device: Segment::parse("panel").expect("device"), readings: vec![sample], replaces: None };
     record(Lane::Telemetry, epoch, sequence, Body::Telemetry(batch))
 }
 

@@ -127,7 +127,7 @@ pub enum Outcome {
 /// A record handed out.
 #[derive(Debug)]
 struct Out {
-    stored: Stored,
+    stored: Box<Stored>,
     since: Now,
     flight: Flight,
 }
@@ -149,8 +149,8 @@ struct Past {
 
 #[derive(Debug, Default)]
 struct Line {
-    /// Read and not handed out, by position.
-    waiting: BTreeMap<u64, Stored>,
+    /// Read and not handed out, by position. Boxed: the first of a tree's node leaves by moving the others up.
+    waiting: BTreeMap<u64, Box<Stored>>,
     /// Handed out and not confirmed, by position.
     out: BTreeMap<u64, Out>,
     /// Bytes of what is published and has no verdict.
@@ -165,7 +165,7 @@ impl Line {
     }
 
     /// Takes one out of flight.
-    fn land(&mut self, position: u64) -> Option<Stored> {
+    fn land(&mut self, position: u64) -> Option<Box<Stored>> {
         let Out { stored, flight, .. } = self.out.remove(&position)?;
         if let Flight::Sent { .. } = flight {
             self.bytes -= stored.size;
@@ -293,7 +293,7 @@ impl Delivery {
             let key = (want.queue.lane(), stored.position);
             let held_back = self.hold == Hold::AllButCritical && !is_critical(&stored);
             if !held_back && !self.aside.contains(&key) && !line.out.contains_key(&stored.position) {
-                line.waiting.insert(stored.position, stored);
+                line.waiting.insert(stored.position, Box::new(stored));
             }
         }
     }
@@ -407,7 +407,7 @@ impl Delivery {
     fn delivered(&mut self, queue: Queue, position: u64) -> Outcome {
         self.past.remove(&(queue.lane(), position));
         let landed = self.lines[queue.index()].land(position);
-        landed.map_or(Outcome::Kept, |stored| Outcome::Delivered(Box::new(stored)))
+        landed.map_or(Outcome::Kept, Outcome::Delivered)
     }
 
     fn invalid(&mut self, queue: Queue, position: u64, now: Now) -> Outcome {
@@ -427,7 +427,7 @@ impl Delivery {
         self.aside.insert(key);
         self.past.remove(&key);
         let landed = self.lines[queue.index()].land(position);
-        landed.map_or(Outcome::Kept, |stored| Outcome::SetAside(Box::new(stored)))
+        landed.map_or(Outcome::Kept, Outcome::SetAside)
     }
 
     /// Begins a pause, or makes it longer if its probe was refused. Refusals of what was already out change nothing.

@@ -14,7 +14,7 @@ use serde::Serialize;
 use self::event::Context;
 pub use self::payload::{
     AlarmData, Backlog, ClockData, CommandData, DeliveryData, DeviceDescription, Event, Lanes, OfflineReason,
-    PointDescription, Presence, ReadingData, Status, StreamData, TelemetryData, Vitals,
+    OutboxVitals, PointDescription, Presence, ReadingData, Status, StreamData, TelemetryData, Vitals,
 };
 use crate::{
     alarm::{Kind, State},

@@ -5,15 +5,22 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    convert::Infallible,
     fmt,
+    future::{Future, pending, poll_fn},
+    panic::AssertUnwindSafe,
     pin::Pin,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::Poll,
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _, stream};
-use tokio::time::Sleep;
+use futures_util::FutureExt as _;
+use tokio::time::{Instant, Sleep};
 
 use super::{Down, Event, Limits, Message, Publish, Receipt, Settings, Token, Verdict, peer::Peer, v4, v5};
 use crate::config::MqttVersion;
@@ -22,6 +29,8 @@ use crate::config::MqttVersion;
 pub(super) const V4_INCOMING_MAX: usize = 16 * 1024 * 1024;
 /// Requests beside publishes and acknowledgements that may wait for rumqttc: a few subscriptions and the DISCONNECT.
 const OTHER_REQUESTS: usize = 16;
+/// Signals an event loop may be ahead of who hears them, messages apart: a good part of a window.
+const UNHEARD_MAX: usize = 64;
 /// MQTT 5 reason codes used for what is refused before it is sent.
 const TOPIC_NAME_INVALID: u8 = 0x90;
 const PACKET_TOO_LARGE: u8 = 0x95;
@@ -57,8 +66,73 @@ enum Phase {
     Down,
 }
 
-/// What one version's event loop says; ends with the first `Err`.
-pub(super) type Heard = Pin<Box<dyn Stream<Item = Result<Signal, Down>> + Send>>;
+/// One version's event loop, which runs whenever it is polled, and what it has said and nobody has heard yet, in order.
+///
+/// It goes on past its first word: every start of rumqttc's poll moves kilobytes, and every look at it costs as much as
+/// the word itself.
+pub(super) struct Heard {
+    /// Never ends: after an `Err` it is silent.
+    event_loop: Pin<Box<dyn Future<Output = Infallible> + Send>>,
+    said: Said,
+}
+
+/// Where an event loop speaks.
+#[derive(Clone, Default)]
+pub(super) struct Said(Arc<Mutex<VecDeque<Result<Signal, Down>>>>);
+
+impl Heard {
+    /// Runs what `speak` makes. rumqttc panics on some malformed packets; what a broker sends must never end the daemon.
+    pub(super) fn from<F>(speak: impl FnOnce(Said) -> F) -> Self
+    where
+        F: Future<Output = Infallible> + Send + 'static,
+    {
+        let said = Said::default();
+        let (speaking, last_word) = (AssertUnwindSafe(speak(said.clone())).catch_unwind(), said.clone());
+        let event_loop = Box::pin(async move {
+            match speaking.await {
+                Ok(never) => never,
+                Err(_) => {
+                    last_word.say(Err(Down::Protocol("malformed packet".into()))).await;
+                    pending().await
+                }
+            }
+        });
+        Self { event_loop, said }
+    }
+
+    /// The next word. Cancel safe; pending for ever after an `Err`.
+    async fn next(&mut self) -> Result<Signal, Down> {
+        poll_fn(|context| {
+            if let Some(word) = self.said.pop() {
+                return Poll::Ready(word);
+            }
+            let _ = self.event_loop.as_mut().poll(context);
+            self.said.pop().map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+}
+
+impl Said {
+    /// Says one thing, and waits while too much is unheard: who has heard all polls again. After an `Err` for ever.
+    pub(super) async fn say(&self, word: Result<Signal, Down>) {
+        let unheard_max = match &word {
+            Ok(Signal::Message { .. }) => 1, // it can be large, and is answered first
+            Ok(_) => UNHEARD_MAX,
+            Err(_) => 0,
+        };
+        self.unheard().push_back(word);
+        poll_fn(|_| if self.unheard().len() < unheard_max { Poll::Ready(()) } else { Poll::Pending }).await;
+    }
+
+    fn pop(&self) -> Option<Result<Signal, Down>> {
+        self.unheard().pop_front()
+    }
+
+    fn unheard(&self) -> MutexGuard<'_, VecDeque<Result<Signal, Down>>> {
+        self.0.lock().expect("nobody panics while speaking")
+    }
+}
 
 /// An event of rumqttc, the same for both versions.
 #[derive(Debug)]
@@ -147,16 +221,18 @@ impl Wire {
         let (client, heard) = match (Peer::new(settings), settings.version) {
             (Ok(peer), MqttVersion::V311) => v4::open(settings, peer, capacity),
             (Ok(peer), MqttVersion::V5) => v5::open(settings, peer, capacity),
-            (Err(fault), _) => (Client::None, stream::iter([Err(Down::Tls(fault))]).boxed()),
+            (Err(fault), _) => {
+                let heard = Heard::from(|said| async move {
+                    said.say(Err(Down::Tls(fault))).await;
+                    pending().await
+                });
+                (Client::None, heard)
+            }
         };
-        // rumqttc panics on some malformed packets; what a broker sends must never end the daemon.
-        let heard = std::panic::AssertUnwindSafe(heard)
-            .catch_unwind()
-            .map(|caught| caught.unwrap_or_else(|_| Err(Down::Protocol("malformed packet".into()))));
         Self {
             connection: CONNECTIONS.fetch_add(1, Ordering::Relaxed),
             client,
-            heard: Box::pin(heard),
+            heard,
             state: Phase::Connecting,
             window: usize::from(settings.window.max(1)),
             packet_size_max: None,
@@ -177,11 +253,11 @@ impl Wire {
                 return event;
             }
             if self.state == Phase::Down {
-                return std::future::pending().await;
+                return pending().await;
             }
             self.pass_on_acks();
             let heard = tokio::select! {
-                heard = self.heard.next() => heard.unwrap_or(Err(Down::Closed)),
+                heard = self.heard.next() => heard,
                 () = &mut self.silence => Err(Down::Silent),
             };
             if let Some(event) = self.apply(heard) {
@@ -199,13 +275,12 @@ impl Wire {
             }
         };
         if signal.was_received() {
-            // Pings leave every keep alive whatever the traffic, so an answer is never older than that and a round trip.
-            self.silence = Box::pin(tokio::time::sleep(self.keep_alive * 3 / 2));
+            self.expect_more();
         }
         match signal {
             Signal::Up { limits, server_keep_alive } => {
                 self.keep_alive = server_keep_alive.unwrap_or(self.keep_alive);
-                self.silence = Box::pin(tokio::time::sleep(self.keep_alive * 3 / 2));
+                self.expect_more();
                 // At the broker's very limit rumqttc would also hold back acknowledgements and the DISCONNECT.
                 let allowed = usize::from(limits.receive_maximum.saturating_sub(1).max(1));
                 self.window = self.window.min(allowed);
@@ -230,6 +305,12 @@ impl Wire {
             }
             Signal::Heard | Signal::Disconnecting | Signal::Other => None,
         }
+    }
+
+    /// Pings leave every keep alive whatever the traffic, so an answer is never older than that and a round trip.
+    fn expect_more(&mut self) {
+        // Moved, not made anew: a timer that only moves on stays where it is in tokio's wheel.
+        self.silence.as_mut().reset(Instant::now() + self.keep_alive * 3 / 2);
     }
 
     /// Publishes; false if the window is full or the wire is not up, and then nothing happened.
@@ -312,8 +393,8 @@ impl Wire {
                 self.pass_on_acks();
                 asked = asked || self.client.disconnect();
                 match self.heard.next().await {
-                    Some(Ok(Signal::Disconnecting) | Err(_)) | None => return,
-                    Some(Ok(_)) => {}
+                    Ok(Signal::Disconnecting) | Err(_) => return,
+                    Ok(_) => {}
                 }
             }
         };

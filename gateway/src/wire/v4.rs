@@ -1,6 +1,5 @@
 //! MQTT 3.1.1 on the wire: rumqttc's `v4` turned into [`Signal`]s.
 
-use futures_util::stream;
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, LastWill, MqttOptions, NetworkOptions, Outgoing,
     Packet, QoS, StateError, SubscribeFilter, SubscribeReasonCode, mqttbytes,
@@ -34,12 +33,12 @@ pub(super) fn open(settings: &Settings, peer: Peer, capacity: usize) -> (Client,
     let mut network = NetworkOptions::new();
     network.set_connection_timeout(connect_timeout_s(settings)).set_tcp_nodelay(true);
     event_loop.set_network_options(network);
-    // Boxed: kilobytes that would otherwise be moved twice for each signal.
-    let heard = stream::unfold(Box::new((event_loop, peer)), |mut both| async move {
-        let signal = poll(&mut both.0, &both.1).await;
-        Some((signal, both))
+    let heard = Heard::from(|said| async move {
+        loop {
+            said.say(poll(&mut event_loop, &peer).await).await;
+        }
     });
-    (Client::V4(client), Box::pin(heard))
+    (Client::V4(client), heard)
 }
 
 async fn poll(event_loop: &mut EventLoop, peer: &Peer) -> Result<Signal, Down> {

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::stream;
 use rumqttc::{
     NetworkOptions, Outgoing,
     v5::{
@@ -65,14 +64,14 @@ pub(super) fn open(settings: &Settings, peer: Peer, capacity: usize) -> (Client,
         let payload = will.payload.clone();
         options.set_last_will(LastWill::new(&will.topic, payload, QoS::AtLeastOnce, retain, Some(properties)));
     }
-    let (client, event_loop) = AsyncClient::new(options, capacity);
-    let side = Side { peer, keep_alive: keep_alive(settings), connected: false };
-    // Boxed: kilobytes that would otherwise be moved twice for each signal.
-    let heard = stream::unfold(Box::new((event_loop, side)), |mut both| async move {
-        let signal = poll(&mut both.0, &mut both.1).await;
-        Some((signal, both))
+    let (client, mut event_loop) = AsyncClient::new(options, capacity);
+    let mut side = Side { peer, keep_alive: keep_alive(settings), connected: false };
+    let heard = Heard::from(|said| async move {
+        loop {
+            said.say(poll(&mut event_loop, &mut side).await).await;
+        }
     });
-    (Client::V5(client), Box::pin(heard))
+    (Client::V5(client), heard)
 }
 
 fn seconds(duration: Duration) -> u32 {

@@ -14,7 +14,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::{PATIENCE, certificates::Identity, free_port, pause};
+use super::{PATIENCE, certificates::Identity, free_port, pause, until};
 
 /// The binary under test.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_gardu");
@@ -30,6 +30,8 @@ pub(crate) struct Gateway {
     http: u16,
     dir: TempDir,
     child: Option<Child>,
+    /// Where the process in it says that it is ready.
+    notify: Option<UnixDatagram>,
 }
 
 /// How a process ended.
@@ -45,7 +47,7 @@ impl Gateway {
     /// Writes a configuration and starts nothing. `{dir}`, `{http}` and `{ingest}` in it are filled in.
     pub(crate) fn configured(toml: &str) -> Self {
         let dir = tempfile::tempdir().expect("a folder for the gateway");
-        let gateway = Self { ingest: free_port(), http: free_port(), dir, child: None };
+        let gateway = Self { ingest: free_port(), http: free_port(), dir, child: None, notify: None };
         gateway.configure(toml);
         gateway
     }
@@ -77,23 +79,31 @@ impl Gateway {
 
     /// Starts the daemon and waits until it says that it is ready.
     pub(crate) fn start(&mut self) {
+        self.launch(&[]);
+        self.wait_until_ready();
+    }
+
+    /// Starts the daemon and waits for nothing. `under` is a program that runs it, with its arguments; it must become the
+    /// daemon's process, not its parent.
+    pub(crate) fn launch(&mut self, under: &[String]) {
         assert!(self.child.is_none(), "it runs already");
         let socket = self.dir.path().join("notify");
         // Left over from the process before.
         let _absent = fs::remove_file(&socket);
-        let notify = UnixDatagram::bind(&socket).expect("a socket as systemd has one");
+        self.notify = Some(UnixDatagram::bind(&socket).expect("a socket as systemd has one"));
         let log = File::options().create(true).append(true).open(self.log_file()).expect("its log");
-        let child = Command::new(BINARY)
+        let mut words = under.iter().map(String::as_str).chain([BINARY]);
+        let child = Command::new(words.next().expect("there is the binary"))
+            .args(words)
             .args(["--config".as_ref(), self.config().as_os_str(), "run".as_ref()])
             .env("NOTIFY_SOCKET", &socket)
             .env_remove("WATCHDOG_USEC")
+            .env("RUST_BACKTRACE", "0") // it would push everything else out of the log that a failed test shows
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log)
-            .spawn()
-            .expect("the binary starts");
-        self.child = Some(child);
-        self.wait_until_ready(&notify);
+            .spawn();
+        self.child = Some(child.unwrap_or_else(|e| panic!("{under:?} {BINARY} does not start: {e}")));
     }
 
     /// Ends it as a power cut would.
@@ -106,7 +116,7 @@ impl Gateway {
     /// Asks it to stop, and waits until it has.
     pub(crate) fn sigterm(&mut self) -> Ended {
         let asked = Instant::now();
-        kill_process(pid(self.child.as_ref().expect("it runs")), Signal::TERM).expect("the gateway runs");
+        self.signal(Signal::TERM);
         loop {
             let ended = self.child.as_mut().expect("it runs").try_wait().expect("it is our child");
             if let Some(status) = ended {
@@ -116,6 +126,54 @@ impl Gateway {
             assert!(asked.elapsed() < PATIENCE, "it does not stop\n{}", self.log());
             pause();
         }
+    }
+
+    /// Waits until the daemon says that it is ready.
+    pub(crate) fn wait_until_ready(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if self.hears_ready() {
+                return;
+            }
+            assert!(self.runs(), "it ended before it was ready\n{}", self.log());
+        }
+        panic!("it never said READY=1\n{}", self.log());
+    }
+
+    /// Listens for a moment whether it says that it is ready, which it says once.
+    pub(crate) fn hears_ready(&self) -> bool {
+        let notify = self.notify.as_ref().expect("it was started");
+        notify.set_read_timeout(Some(GLANCE)).expect("a socket of ours");
+        let mut buffer = [0; 4096];
+        let heard = notify.recv(&mut buffer);
+        heard.is_ok_and(|length| buffer[..length].split(|b| *b == b'\n').any(|line| line == b"READY=1"))
+    }
+
+    /// Stops every thread of it where it is, and returns when none moves any more, in the kernel either.
+    pub(crate) fn freeze(&mut self) {
+        self.signal(Signal::STOP);
+        until("every thread stands", || self.stands());
+    }
+
+    /// Whether no thread of it moves any more: it was stopped, or it ended.
+    pub(crate) fn stands(&self) -> bool {
+        let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.pid())) else { return true };
+        threads.flatten().all(|thread| {
+            // proc_pid_stat(5): the state stands behind the name, which may hold anything. T: stopped; t: stopped under a
+            // tracer; Z, X: ended.
+            let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+            state.is_none_or(|state| "TtZX".contains(state))
+        })
+    }
+
+    /// Lets it go on where it was stopped.
+    pub(crate) fn thaw(&mut self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(pid(self.child.as_ref().expect("it runs")), signal).expect("nobody waited for it yet");
     }
 
     /// Its process id.
@@ -189,21 +247,6 @@ impl Gateway {
 
     fn log_file(&self) -> PathBuf {
         self.dir.path().join("log")
-    }
-
-    fn wait_until_ready(&mut self, notify: &UnixDatagram) {
-        notify.set_read_timeout(Some(GLANCE)).expect("a socket of ours");
-        let deadline = Instant::now() + PATIENCE;
-        let mut buffer = [0; 4096];
-        while Instant::now() < deadline {
-            if let Ok(length) = notify.recv(&mut buffer)
-                && buffer[..length].split(|b| *b == b'\n').any(|line| line == b"READY=1")
-            {
-                return;
-            }
-            assert!(self.runs(), "it ended before it was ready\n{}", self.log());
-        }
-        panic!("it never said READY=1\n{}", self.log());
     }
 }
 

@@ -34,7 +34,7 @@ const DETECTIONS: u64 = 20;
 const DETECTIONS_THROUGH: u64 = 5;
 const DETECTIONS_BEFORE: u64 = 10;
 /// A sensor whose every change is telemetry, on the cameras' input: its confirmations wait for the other chain.
-const SENSOR: &str = r#"
+pub(crate) const SENSOR: &str = r#"
 [[mqtt.subscribe]]
 topic = "level/{device}"
 format = "json"
@@ -49,7 +49,7 @@ const SENSOR_NAME: &str = "sensor";
 const METER_COUNT: u16 = 8;
 /// A detection takes a few milliseconds from its PUBLISH to the center's books; within this time a fault can strike at any
 /// step of several of them.
-const MOMENT_MAX: Duration = Duration::from_millis(30);
+pub(crate) const MOMENT_MAX: Duration = Duration::from_millis(30);
 
 /// How often the park is struck.
 #[derive(Debug, Clone, Copy)]
@@ -118,7 +118,7 @@ pub(crate) fn reads(ledger: &Ledger, point: &str, value: u16) -> Option<()> {
 }
 
 /// Every value that telemetry ever said of a point.
-fn values(ledger: &Ledger, point: &str) -> BTreeSet<u64> {
+pub(crate) fn values(ledger: &Ledger, point: &str) -> BTreeSet<u64> {
     let readings = ledger.events.iter().filter_map(|event| event.data("readings").as_array()).flatten();
     readings.filter(|reading| reading["point"] == point).filter_map(|reading| reading["value"].as_u64()).collect()
 }
@@ -287,7 +287,7 @@ fn detections(name: &str, share: u64) -> u64 {
     share + u64::from(name == CAMERA_NAMES[0])
 }
 
-fn alarm(name: &str) -> String {
+pub(crate) fn alarm(name: &str) -> String {
     format!("{name}/motion/intruder")
 }
 

@@ -2,10 +2,13 @@
 //! black box.
 
 pub(crate) mod broker;
+pub(crate) mod card;
 pub(crate) mod center;
 pub(crate) mod certificates;
 pub(crate) mod faults;
 pub(crate) mod gateway;
+pub(crate) mod inside;
+pub(crate) mod island;
 pub(crate) mod ledger;
 pub(crate) mod load;
 pub(crate) mod mqtt;
@@ -14,6 +17,7 @@ pub(crate) mod plc;
 pub(crate) mod proxy;
 pub(crate) mod serial;
 pub(crate) mod toml;
+pub(crate) mod witnesses;
 
 use std::{
     net::TcpListener,

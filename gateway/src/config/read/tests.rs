@@ -131,7 +131,8 @@ fn the_shipped_example_is_valid() {
     assert_eq!(names[..7], own);
     let silence = ["communication", "communication", "communication", "communication", "stale"];
     assert_eq!(names[7..12], silence);
-    assert_eq!(names[12..], ["delivery-refused", "identity-conflict"]);
+    assert_eq!(names[12..], ["delivery-refused", "identity-conflict", "outbox-evicting", "outbox-filling"]);
+    assert_eq!(config.outbox.max_size, 256 * 1024 * 1024);
 }
 
 #[test]
@@ -146,6 +147,8 @@ fn what_is_not_written_has_its_default() {
     assert_eq!((center.keep_alive, center.topic_prefix.as_str()), (Duration::from_secs(120), "gardu/v1"));
     assert_eq!(center.urls[0].to_string(), "mqtt://127.0.0.1:1883");
     assert_eq!(config.outbox.path, Path::new("/var/lib/gardu/outbox"));
+    let week = Duration::from_secs(7 * 24 * 3_600);
+    assert_eq!((config.outbox.max_size, config.outbox.telemetry_max_age), (256 * 1024 * 1024, week));
     assert_eq!((config.http.listen.to_string().as_str(), config.http.metrics_listen), ("127.0.0.1:9184", None));
     assert_eq!(config.telemetry.interval, Duration::from_secs(300));
     let bus = &config.modbus[0];
@@ -173,7 +176,9 @@ fn built_in_rules_follow_the_devices_and_the_silence() {
     let stale = subscription("topic = 'a/{d}'\npoint = '{d}/x'\nstale = '5m'");
     let config =
         load_text(&format!("{}\n{stale}", BUS.replace("unit = 1", "unit = 1\ncommunication_severity = 'low'")));
-    let [communication, stale, refused, conflict] = &config.rules[..] else { panic!("{:?}", config.rules) };
+    let [communication, stale, refused, conflict, evicting, filling] = &config.rules[..] else {
+        panic!("{:?}", config.rules)
+    };
     let id = PointId::parse("panel/communication").expect("a point");
     assert!(matches!(&communication.naming, Naming::Fixed(id) if id.as_str() == "panel/communication"));
     assert_eq!(communication.select.as_point(), Some(id));
@@ -185,6 +190,9 @@ fn built_in_rules_follow_the_devices_and_the_silence() {
     assert_eq!((stale.severity, stale.acknowledgement), (Severity::Medium, Acknowledgement::NotRequired));
     assert!(matches!(&refused.naming, Naming::Fixed(id) if *id == AlarmId::delivery_refused()));
     assert!(matches!(&conflict.naming, Naming::Fixed(id) if *id == AlarmId::identity_conflict()));
+    assert!(matches!(&evicting.naming, Naming::Fixed(id) if *id == AlarmId::outbox_evicting()));
+    assert!(matches!(&filling.naming, Naming::Fixed(id) if *id == AlarmId::outbox_filling()));
+    assert_eq!((evicting.severity, filling.severity), (Severity::High, Severity::Medium));
 }
 
 #[test]

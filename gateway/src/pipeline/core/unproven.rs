@@ -213,8 +213,9 @@ mod tests {
             reason: None,
             at: at(1),
             source_time_ms: None,
+            summary: None,
         };
-        let batch = Batch { device: Segment::parse("meter").expect("a name"), readings: vec![sample] };
+        let batch = Batch { device: Segment::parse("meter").expect("a name"), readings: vec![sample], replaces: None };
         let record = |of, sequence| Record {
             lane: Lane::Telemetry,
             epoch: epoch(of),

@@ -1,16 +1,14 @@
 //! No damage prevents the start, and what was whole is kept.
 
-use super::*;
+use super::{mark::RESERVED_AT_ONCE, *};
 
 /// What a damage leaves.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Left {
-    /// Every record, and the epoch.
+    /// Everything, and the epoch.
     All,
-    /// Every record; whether the end of the log is missing cannot be known, so a new epoch begins.
-    RecordsInNewEpoch,
-    /// A store that works and gives no number twice.
-    Unknown,
+    /// What is not there, if anything, is known to be lost.
+    Some,
 }
 
 fn change(path: PathBuf, change: impl FnOnce(&mut Vec<u8>)) {
@@ -41,45 +39,47 @@ async fn no_damage_prevents_the_start_and_no_number_is_given_twice() {
             fs::remove_file(c.join("conf")).expect("removes");
             fs::create_dir(c.join("conf")).expect("folder");
         }),
-        ("bit in snapshot", Left::RecordsInNewEpoch, |c| change(snapshot(c), |b| b[7] ^= 4)),
-        ("snapshot empty", Left::RecordsInNewEpoch, |c| change(snapshot(c), Vec::clear)),
-        ("bits in conf and snapshot", Left::RecordsInNewEpoch, |c| {
+        ("bit in snapshot", Left::All, |c| change(snapshot(c), |b| b[7] ^= 4)),
+        ("snapshot empty", Left::All, |c| change(snapshot(c), Vec::clear)),
+        ("bits in conf and snapshot", Left::All, |c| {
             change(snapshot(c), |b| b[7] ^= 4);
             change(c.join("conf"), |b| b[3] ^= 1);
         }),
-        ("db cut at 0", Left::Unknown, |c| change(c.join("db"), Vec::clear)),
-        ("db cut at 100", Left::Unknown, |c| change(c.join("db"), |b| b.truncate(100))),
-        ("db cut at half", Left::Unknown, |c| change(c.join("db"), |b| b.truncate(b.len() / 2))),
-        ("db cut at 5/8", Left::Unknown, |c| change(c.join("db"), |b| b.truncate(b.len() / 8 * 5))),
-        ("db zeroed in the middle", Left::Unknown, |c| {
+        ("db cut at 0", Left::Some, |c| change(c.join("db"), Vec::clear)),
+        ("db cut at 100", Left::Some, |c| change(c.join("db"), |b| b.truncate(100))),
+        ("db cut at half", Left::Some, |c| change(c.join("db"), |b| b.truncate(b.len() / 2))),
+        ("db cut at 5/8", Left::Some, |c| change(c.join("db"), |b| b.truncate(b.len() / 8 * 5))),
+        ("db zeroed in the middle", Left::Some, |c| {
             change(c.join("db"), |b| {
                 let half = b.len() / 2;
                 b[half - 4096..half].fill(0);
             });
         }),
-        ("db speckled", Left::Unknown, |c| {
+        ("db speckled", Left::Some, |c| {
             change(c.join("db"), |b| b.iter_mut().step_by(1_999).for_each(|b| *b ^= 0x5a));
         }),
-        ("db all ones", Left::Unknown, |c| change(c.join("db"), |b| b.fill(0xff))),
-        ("db gone", Left::Unknown, |c| fs::remove_file(c.join("db")).expect("removes")),
-        ("db a folder", Left::Unknown, |c| {
+        ("db all ones", Left::Some, |c| change(c.join("db"), |b| b.fill(0xff))),
+        ("db gone", Left::Some, |c| fs::remove_file(c.join("db")).expect("removes")),
+        ("db a folder", Left::Some, |c| {
             fs::remove_file(c.join("db")).expect("removes");
             fs::create_dir(c.join("db")).expect("folder");
         }),
-        ("blobs a file", Left::Unknown, |c| {
+        ("blobs a file", Left::Some, |c| {
             fs::remove_dir(c.join("blobs")).expect("removes");
             fs::write(c.join("blobs"), "").expect("writes");
         }),
-        ("chain a file", Left::Unknown, |c| {
+        ("chain a file", Left::Some, |c| {
             fs::remove_dir_all(c).expect("removes");
             fs::write(c, "not a folder").expect("writes");
         }),
-        ("chain gone", Left::Unknown, |c| fs::remove_dir_all(c).expect("removes")),
+        ("chain gone", Left::Some, |c| fs::remove_dir_all(c).expect("removes")),
     ];
     let whole = folder();
     let rig = Rig::open(whole.path());
     for n in 0..20 {
         rig.append(n * 20 + 1..=n * 20 + 20).await;
+        let alarms = vec![state("panel/door/door-open", n * 20 + 20)];
+        rig.store.commit(Commit { alarms, ..Commit::default() }).await.expect("commits");
     }
     rig.append_telemetry(1..=200).await;
     rig.append_telemetry(201..=400).await;
@@ -93,13 +93,18 @@ async fn no_damage_prevents_the_start_and_no_number_is_given_twice() {
             copy(whole.path(), dir.path());
             damage(&dir.path().join(chain));
             let rig = Rig::open(dir.path());
+            let what = format!("{name} of {chain}");
             let same_epoch = rig.recovered.epoch == epoch;
             let next = if lane == Lane::Alarm { rig.recovered.next.a } else { rig.recovered.next.t };
-            assert!(!same_epoch || next == 401, "{name} of {chain}: number {next} is given again");
-            assert_eq!(rig.recovered.started.is_none(), same_epoch, "{name} of {chain}: a new epoch is told");
-            if *left != Left::Unknown {
-                assert_eq!(same_epoch, *left == Left::All, "{name} of {chain}");
-                assert_eq!(rig.store.head(lane).borrow().records, 400, "{name} of {chain}");
+            assert!(!same_epoch || next == 401, "{what}: number {next} is given again");
+            assert_eq!(rig.recovered.started.is_none(), same_epoch, "{what}: a new epoch is told");
+            let found: BTreeSet<u64> = sequences(&rig.waiting(lane).await).into_iter().collect();
+            let lost = lost(&rig, lane, &epoch).await;
+            assert!(found.is_disjoint(&lost), "{what}: {lost:?} are there");
+            assert_eq!(found.len() + lost.len(), 400, "{what}: every number is there or known to be lost");
+            assert!(*left == Left::Some || same_epoch && lost.is_empty(), "{what}: {lost:?} are lost");
+            if lane == Lane::Alarm && *left == Left::All {
+                assert_eq!(rig.recovered.alarms, [state("panel/door/door-open", 400)], "{what}");
             }
             let Next { a, t } = rig.recovered.next;
             rig.append(a..=a + 4).await;
@@ -115,32 +120,96 @@ async fn no_damage_prevents_the_start_and_no_number_is_given_twice() {
     }
 }
 
-/// How many whole records a byte scan finds.
-fn salvageable(db: &Path) -> usize {
-    let bytes = fs::read(db).expect("reads");
-    let starts = (0..bytes.len()).filter(|i| bytes[*i..].starts_with(b"gardu1 "));
-    let lines = starts.filter_map(|i| Some(&bytes[i..=i + bytes[i..].iter().position(|b| *b == b'\n')?]));
-    lines.filter_map(envelope::decode).map(|r| r.sequence).collect::<BTreeSet<_>>().len()
+/// Numbers of an epoch that are known to be lost, for certain.
+async fn lost(rig: &Rig, lane: Lane, epoch: &Epoch) -> BTreeSet<u64> {
+    let lost = rig.store.lost(lane).await.expect("answers");
+    let of_epoch = lost.into_iter().filter(|lost| lost.epoch == *epoch && lost.certain);
+    of_epoch.flat_map(|lost| lost.ranges).flat_map(|(first, last)| first..=last).collect()
 }
 
 #[tokio::test]
-async fn a_damaged_chain_is_kept_for_salvage_with_all_that_is_whole_in_it() {
+async fn what_is_lost_is_told_until_it_is_declared() {
+    let dir = folder();
+    let rig = Rig::open(dir.path());
+    rig.append(1..=9).await;
+    rig.store.rotate(Lane::Alarm).await.expect("rotates");
+    rig.append(10..=12).await;
+    let epoch = rig.recovered.epoch.clone();
+    rig.close();
+    fs::remove_dir_all(dir.path().join("alarm-1")).expect("removes");
+    for _ in 0..2 {
+        let rig = Rig::open(dir.path());
+        assert_eq!((&rig.recovered.epoch, rig.recovered.next.a), (&epoch, 13), "the numbers are all known");
+        assert_eq!(sequences(&rig.waiting(Lane::Alarm).await), [10, 11, 12]);
+        assert_eq!(lost(&rig, Lane::Alarm, &epoch).await, (1..=9).collect());
+        assert_eq!(rig.store.head(Lane::Alarm).borrow().missing, 9);
+        rig.close();
+    }
+    let rig = Rig::open(dir.path());
+    rig.waiting(Lane::Alarm).await;
+    let lost = rig.store.lost(Lane::Alarm).await.expect("answers");
+    rig.store.settle(Lane::Alarm, lost[0].positions.clone()).await.expect("settles");
+    assert_eq!(rig.store.lost(Lane::Alarm).await, Ok(vec![]));
+    assert_eq!(rig.status(Lane::Alarm), (13, 9));
+    rig.close();
+    let rig = Rig::open(dir.path());
+    assert_eq!(rig.store.lost(Lane::Alarm).await, Ok(vec![]));
+    rig.close();
+}
+
+#[tokio::test]
+async fn sealed_generations_that_were_swapped_lose_nothing() {
+    let dir = folder();
+    let rig = Rig::open(dir.path());
+    for n in 0..3 {
+        rig.append(n * 10 + 1..=n * 10 + 10).await;
+        rig.store.rotate(Lane::Alarm).await.expect("rotates");
+    }
+    rig.close();
+    let path = |n: u32| dir.path().join(format!("alarm-{n}"));
+    for (from, to) in [(1, 9), (2, 1), (9, 2)] {
+        fs::rename(path(from), path(to)).expect("renames");
+    }
+    let rig = Rig::open(dir.path());
+    assert_eq!(sequences(&rig.waiting(Lane::Alarm).await), (1..=30).collect::<Vec<_>>());
+    assert_eq!(rig.store.lost(Lane::Alarm).await, Ok(vec![]));
+    rig.close();
+}
+
+#[tokio::test]
+async fn without_a_mark_of_this_boot_a_block_may_be_lost_and_is_not_certain() {
+    let dir = folder();
+    let rig = Rig::open(dir.path());
+    rig.append(1..=5).await;
+    let epoch = rig.recovered.epoch.clone();
+    let killed = folder();
+    copy(dir.path(), killed.path());
+    rig.close();
+    change(killed.path().join("alarm-1/db"), |b| b.fill(0));
+    let after = Options { boot: BootId::new("boot-2"), ..options(killed.path()) };
+    let rig = Rig::open_on(&after, &sync_file());
+    assert_ne!(rig.recovered.epoch, epoch);
+    let lost = rig.store.lost(Lane::Alarm).await.expect("answers");
+    let told: Vec<_> = lost.iter().map(|lost| (lost.ranges.clone(), lost.certain)).collect();
+    assert_eq!(told, [(vec![(1, 5)], true), (vec![(6, RESERVED_AT_ONCE)], false)], "reserved when it was opened");
+    rig.close();
+}
+
+#[tokio::test]
+async fn what_sled_made_of_a_damaged_generation_is_kept_beside_the_bytes_it_was_given() {
     let dir = folder();
     let rig = Rig::open(dir.path());
     for n in 0..20 {
         rig.append(n * 20 + 1..=n * 20 + 20).await;
     }
     rig.close();
-    Rig::open(dir.path()).close();
-    let db = dir.path().join("alarm-1/db");
-    assert_eq!(salvageable(&db), 400);
     // Behind the header of the first segment, where sled notices it first.
-    change(db, |b| b[30..60].fill(0xff));
+    change(dir.path().join("alarm-1/db"), |b| b[30..60].fill(0xff));
     for _ in 0..2 {
         let rig = Rig::open(dir.path());
-        assert!(rig.store.head(Lane::Alarm).borrow().records < 400);
+        assert_eq!(rig.waiting(Lane::Alarm).await.len(), 400, "no record was hurt");
         rig.close();
-        assert_eq!(salvageable(&dir.path().join("bad-1-alarm-1/db")), 400, "untouched");
+        assert!(dir.path().join("bad-1-alarm-1").exists());
         assert!(!dir.path().join("bad-2-alarm-1").exists(), "damage is found once");
     }
 }

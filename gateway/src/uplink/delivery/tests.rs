@@ -20,9 +20,11 @@ fn stored(lane: Lane, position: u64) -> Stored {
         Lane::Alarm => {
             Body::Command(CommandResult { id: "c".into(), command: "test".into(), alarm: None, by: "x".into() })
         }
-        Lane::Telemetry => {
-            Body::Telemetry(Batch { device: Segment::parse("panel").expect("a segment"), readings: Vec::new() })
-        }
+        Lane::Telemetry => Body::Telemetry(Batch {
+            device: Segment::parse("panel").expect("a segment"),
+            readings: Vec::new(),
+            replaces: None,
+        }),
     };
     let epoch = Epoch::parse("0123456789abcdef").expect("an epoch");
     let record = Record { lane, epoch, sequence: position, boot: BootId::new("b"), recorded: at(0), body };

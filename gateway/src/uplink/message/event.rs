@@ -151,9 +151,11 @@ impl Context<'_> {
             quality: sample.quality,
             reason: sample.reason,
             time: self.time(sample.at, sample.source_time_ms),
+            summary: sample.summary.clone(),
         });
         let data = TelemetryData {
             readings: readings.collect(),
+            replaces: batch.replaces.clone(),
             clock: self.clock(batch.readings.first().map_or(self.record.recorded, |sample| sample.at)),
             delivery: self.delivery(),
         };

@@ -9,7 +9,7 @@ use crate::{
     clock::BootId,
     config::{Config, Location, TemplateSegment},
     reading::{Evidence, PointId, Quality, Reason, Segment, Value},
-    record::{Epoch, LaneStatus, LastKnown, LossReason, Refused, StartReason},
+    record::{Epoch, LaneStatus, LastKnown, LossReason, Refused, Replaces, StartReason, Summary},
 };
 
 /// CloudEvents 1.0 envelope.
@@ -179,6 +179,9 @@ pub struct CommandData {
 pub struct TelemetryData {
     /// In the order taken.
     pub readings: Vec<ReadingData>,
+    /// Set on a summary: what it stands for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<Replaces>,
     /// How far the times can be trusted.
     pub clock: ClockData,
     /// How it was delivered.
@@ -199,6 +202,9 @@ pub struct ReadingData {
     pub reason: Option<Reason>,
     /// When it was taken, by the device if it says so.
     pub time: String,
+    /// Set in a summary: the good readings of its 15 minutes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub summary: Option<Summary>,
 }
 
 /// Whether the gateway is there.
@@ -274,6 +280,21 @@ pub struct Vitals {
     /// Bytes written to storage a day, at the rate of the last hours; absent in the first hour.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub written_day_bytes: Option<u64>,
+    /// How full the outbox is, once it was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outbox: Option<OutboxVitals>,
+}
+
+/// How full the outbox is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct OutboxVitals {
+    /// What it takes on the disk.
+    pub disk_bytes: u64,
+    /// What it may take.
+    pub quota_bytes: u64,
+    /// When it will be full if it goes on growing like this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full_in_s: Option<u64>,
 }
 
 /// Records waiting for delivery.

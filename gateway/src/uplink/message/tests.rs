@@ -203,12 +203,13 @@ fn telemetry_is_a_batch_of_one_device_with_a_time_for_each_reading() {
         reason,
         at: at(912_345, true),
         source_time_ms: None,
+        summary: None,
     };
     let readings = vec![
         sample("panel/temp", Value::float(31.5), Quality::Good, None),
         sample("panel/power", None, Quality::Bad, Some(Reason::Timeout)),
     ];
-    let batch = Batch { device: Segment::parse("panel").expect("a segment"), readings };
+    let batch = Batch { device: Segment::parse("panel").expect("a segment"), readings, replaces: None };
     let (topic, event) = sent(&record(Body::Telemetry(batch)), at(913_000, true), "boot-1");
     assert_eq!(topic, "gardu/v1/taman-elektrik-01/telemetry/panel");
     assert_eq!((&event["id"], &event["subject"]), (&json!("0123456789abcdef-t-4211"), &json!("panel")));

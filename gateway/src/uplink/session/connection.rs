@@ -23,10 +23,11 @@ use self::status::StatusKey;
 pub(super) use self::status::{standing, status};
 use super::{UplinkTask, certificates::Certificates, own_alarms::OwnAlarms, route::Route};
 use crate::{
-    alarm::{AlarmId, AlarmState},
+    alarm::{AlarmId, AlarmState, Told},
     clock::{Boots, Now},
     command::Answer,
     config::BrokerUrl,
+    metrics::{Histogram, IntCounter},
     record::Lane,
     store::{Head, StoreError, Stored, Unproven},
     uplink::{
@@ -244,6 +245,8 @@ pub(super) struct Connection<'a> {
     /// The last event of each alarm that has arrived, and whose retained topic is still to follow. Bounded by the alarms
     /// there are.
     to_follow: BTreeMap<AlarmId, Stored>,
+    /// The last event of each alarm that the store is known to have told of. Bounded in the same way.
+    told: HashMap<AlarmId, Told>,
     /// Whether the store is being asked for the present states of some.
     following: bool,
     /// Queues for which the store is being read.
@@ -254,6 +257,9 @@ pub(super) struct Connection<'a> {
     settle_now: bool,
     aside: Vec<Stored>,
     declared: Vec<(Lane, u64)>,
+    /// The metrics of each lane, found once: a label is looked up by its hash.
+    publishes: [IntCounter; 2],
+    end_to_end_seconds: [Histogram; 2],
     pending: FuturesUnordered<Pin<Box<dyn Future<Output = Done> + Send>>>,
     commands_out: usize,
     status_due: bool,
@@ -310,6 +316,7 @@ impl<'a> Connection<'a> {
             refused_again_at_ms: None,
             states: BTreeMap::new(),
             to_follow: BTreeMap::new(),
+            told: HashMap::new(),
             following: false,
             reading: Vec::new(),
             sent_at: HashMap::new(),
@@ -317,6 +324,9 @@ impl<'a> Connection<'a> {
             settle_now: false,
             aside: Vec::new(),
             declared: Vec::new(),
+            publishes: Lane::ALL.map(|lane| task.metrics.uplink_publishes.with_label_values(&[lane.as_str()])),
+            end_to_end_seconds: Lane::ALL
+                .map(|lane| task.metrics.end_to_end_seconds.with_label_values(&[lane.as_str()])),
             pending: FuturesUnordered::new(),
             commands_out: 0,
             status_due: false,
@@ -356,9 +366,9 @@ impl<'a> Connection<'a> {
                 self.settle().await?;
                 return Ok(end);
             }
-            self.task.beat.mark();
-            self.settle().await?;
-            self.pump().await?;
+            let (beat, store) = (self.task.beat.clone(), self.task.store.clone());
+            beat.excused(|| store.waits_for_room(), self.settle()).await?;
+            beat.excused(|| store.waits_for_room(), self.pump()).await?;
             if self.phase == Phase::HasReadBack {
                 self.wire.disconnect(DISCONNECT_MAX).await;
                 return Ok(self.parting.map_or(End::ReadBack, Parting::end));
@@ -395,6 +405,7 @@ impl<'a> Connection<'a> {
             Wake::Records => {}
             Wake::Done(done) => self.done(done),
             Wake::Tick => {
+                self.task.beat.mark();
                 self.settle_now = true;
                 return self.tick();
             }

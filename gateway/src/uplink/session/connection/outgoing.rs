@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use super::{CONFIRMS_AT_ONCE, Connection, Done, Phase, REFUSED_AGAIN_MS, Side, SideSent, SideWaits, index, publish};
 use crate::{
-    alarm::{AlarmId, AlarmState},
+    alarm::{AlarmId, AlarmState, Told},
     clock::Now,
     pipeline::Input,
     record::{Body, Lane, Record, Refused},
@@ -50,20 +50,31 @@ impl Connection<'_> {
 
     /// Counts what has arrived, and remembers which retained topics follow from it.
     fn arrived(&mut self, delivered: Vec<Stored>) {
+        if delivered.is_empty() {
+            return;
+        }
         let now = self.task.clock.now();
         for stored in delivered {
             let record = &stored.record;
             if record.boot == *self.task.clock.boot() {
                 let seconds = now.since(field_time(record)).as_secs_f64();
-                self.task.metrics.end_to_end_seconds.with_label_values(&[record.lane.as_str()]).observe(seconds);
+                self.end_to_end_seconds[index(record.lane)].observe(seconds);
             }
             if let Body::Alarm(transition) = &record.body
+                && !self.is_outdated(&transition.alarm, record)
                 && self.to_follow.get(&transition.alarm).is_none_or(|older| older.position < stored.position)
             {
                 self.to_follow.insert(transition.alarm.clone(), stored);
             }
         }
         self.follow();
+    }
+
+    /// Whether the store has already told of something newer: of a backlog only the last event of each alarm is followed,
+    /// and the store need not be asked about the others.
+    fn is_outdated(&self, alarm: &AlarmId, record: &Record) -> bool {
+        let newer = |told: &Told| told.epoch == record.epoch && told.sequence > record.sequence;
+        self.told.get(alarm).is_some_and(newer)
     }
 
     /// The retained topics of alarms follow their events, where nothing newer has happened since. One question at a time:
@@ -88,6 +99,9 @@ impl Connection<'_> {
             let is_present = |stored: &Stored| matches!(&stored.record.body, Body::Alarm(of) if **of == state.last);
             if newest.get(alarm).is_some_and(|stored| !is_present(stored)) {
                 newest.remove(alarm);
+            }
+            if let Some(told) = state.told {
+                self.told.insert(state.last.alarm, told);
             }
         }
         let now = self.task.clock.now();
@@ -233,7 +247,7 @@ impl Connection<'_> {
         }
         self.sent_at.insert(token, (lane, now));
         let metrics = &self.task.metrics;
-        metrics.uplink_publishes.with_label_values(&[lane.as_str()]).inc();
+        self.publishes[index(lane)].inc();
         metrics.uplink_sent_bytes.inc_by(bytes as u64);
         metrics.uplink_in_flight.set(i64::try_from(self.delivery.in_flight()).unwrap_or(i64::MAX));
         true

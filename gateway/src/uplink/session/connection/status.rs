@@ -77,6 +77,11 @@ pub(in crate::uplink::session) fn status(
             backlog: message::Backlog { a: a.records, t: t.records },
             alarms_standing,
             written_day_bytes: task.board.written().and_then(|written| written.day_bytes),
+            outbox: task.board.outbox().map(|outbox| message::OutboxVitals {
+                disk_bytes: outbox.disk_bytes,
+                quota_bytes: outbox.quota_bytes,
+                full_in_s: outbox.full_in_s,
+            }),
         },
     }
 }

@@ -117,8 +117,12 @@ async fn furnish(version: MqttVersion, earlier: &[u16]) -> (Scene, TcpListener) 
     let url = |port: &u16| BrokerUrl { scheme: Scheme::Mqtt, host: "127.0.0.1".into(), port: *port };
     let folder = tempfile::tempdir().expect("a folder");
     let (clock, metrics, shutdown) = (Clock::manual("boot-1", at(1_000)), Metrics::new(), Shutdown::new());
-    let options =
-        store::Options { path: folder.path().join("outbox"), machine: "m".into(), boot: clock.boot().clone() };
+    let options = store::Options {
+        path: folder.path().join("outbox"),
+        machine: "m".into(),
+        boot: clock.boot().clone(),
+        generation_size: store::GENERATION_SIZE,
+    };
     let (store, _, committers) = store::open(&options, &metrics).expect("a store");
     for (_, committer) in committers {
         std::thread::spawn(committer);

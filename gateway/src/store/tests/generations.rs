@@ -1,0 +1,112 @@
+//! Generations come and go, and nobody notices but the disk.
+
+use super::*;
+
+/// The folders of a chain's generations.
+fn folders(root: &Path, chain: &str) -> Vec<u64> {
+    let names = fs::read_dir(root).expect("folder").map(|entry| entry.expect("entry").file_name());
+    let mut numbers: Vec<u64> =
+        names.filter_map(|name| name.to_str()?.strip_prefix(chain)?.strip_prefix('-')?.parse().ok()).collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+#[tokio::test]
+async fn a_full_generation_is_sealed_and_goes_when_it_is_drained() {
+    let dir = folder();
+    let small = Options { generation_size: 1024 * 1024, ..options(dir.path()) };
+    let rig = Rig::open_on(&small, &sync_file());
+    let (alarms, mut next) = (vec![state("panel/door/door-open", 1), state("panel/temp/hot", 4)], 1);
+    rig.store.commit(Commit { alarms: alarms.clone(), ..Commit::default() }).await.expect("commits");
+    while folders(dir.path(), "alarm").len() < 4 {
+        rig.append(next..=next + 99).await;
+        next += 100;
+    }
+    let generations = rig.store.generations(Lane::Alarm).await.expect("answers");
+    assert_eq!(generations.iter().map(|g| g.number).collect::<Vec<_>>(), [1, 2, 3, 4]);
+    assert_eq!(generations.iter().map(|g| g.sealed).collect::<Vec<_>>(), [true, true, true, false]);
+    assert!(generations.windows(2).all(|pair| pair[0].end == pair[1].first));
+    assert_eq!(generations.iter().map(|g| g.waiting).sum::<u64>(), next - 1);
+    assert!(generations.iter().all(|g| g.disk_bytes > 0));
+    assert_eq!(sequences(&rig.waiting(Lane::Alarm).await), (1..next).collect::<Vec<_>>());
+    assert_eq!(rig.store.alarms().await, Ok(alarms.clone()), "states move along");
+    rig.close();
+
+    let rig = Rig::open_on(&small, &sync_file());
+    assert_eq!(rig.recovered.alarms, alarms);
+    let waiting = rig.waiting(Lane::Alarm).await;
+    assert_eq!(sequences(&waiting), (1..next).collect::<Vec<_>>());
+    let head = rig.store.head(Lane::Alarm).borrow().clone();
+    let size = waiting.iter().map(|stored| stored.size as u64).sum::<u64>();
+    assert_eq!((head.records, head.bytes), (next - 1, size));
+    // All but one of the first, and all of the second.
+    let second = generations[1].end;
+    rig.store.settle(Lane::Alarm, vec![(2, second - 1)]).await.expect("settles");
+    assert_eq!(folders(dir.path(), "alarm"), [1, 3, 4]);
+    assert_eq!(rig.store.head(Lane::Alarm).borrow().records, next - second + 1);
+    rig.store.settle(Lane::Alarm, vec![(1, 1)]).await.expect("settles");
+    assert_eq!(folders(dir.path(), "alarm"), [3, 4]);
+    rig.close();
+
+    let rig = Rig::open_on(&small, &sync_file());
+    assert_eq!(sequences(&rig.waiting(Lane::Alarm).await), (second..next).collect::<Vec<_>>());
+    assert_eq!((rig.recovered.next.a, rig.status(Lane::Alarm)), (next, (next, second - 1)));
+    rig.close();
+}
+
+#[tokio::test]
+async fn a_generation_can_be_sealed_at_any_time_but_not_without_a_record() {
+    let dir = folder();
+    let rig = Rig::open(dir.path());
+    rig.store.rotate(Lane::Telemetry).await.expect("nothing to do");
+    rig.append_telemetry(1..=3).await;
+    rig.store.rotate(Lane::Telemetry).await.expect("rotates");
+    rig.store.rotate(Lane::Telemetry).await.expect("nothing to do");
+    rig.append_telemetry(4..=5).await;
+    assert_eq!(folders(dir.path(), "telemetry"), [1, 2]);
+    assert_eq!(sequences(&rig.waiting(Lane::Telemetry).await), [1, 2, 3, 4, 5]);
+    rig.store.confirm(Lane::Telemetry, vec![1, 2, 3]).await.expect("queued");
+    rig.store.settle(Lane::Telemetry, vec![(4, 4)]).await.expect("settles");
+    assert_eq!(folders(dir.path(), "telemetry"), [2]);
+    rig.close();
+}
+
+#[tokio::test]
+async fn a_compacted_generation_holds_only_what_waits() {
+    let dir = folder();
+    let rig = Rig::open(dir.path());
+    for n in 0..50 {
+        rig.append(n * 10 + 1..=n * 10 + 10).await;
+    }
+    rig.store.rotate(Lane::Alarm).await.expect("rotates");
+    let kept = [7, 300, 301];
+    rig.store.settle(Lane::Alarm, vec![(1, 6), (8, 299), (302, 500)]).await.expect("settles");
+    let before = rig.store.generations(Lane::Alarm).await.expect("answers")[0].disk_bytes;
+    rig.store.compact(Lane::Alarm, 1).await.expect("compacts");
+    let generations = rig.store.generations(Lane::Alarm).await.expect("answers");
+    assert_eq!((generations[0].first, generations[0].end, generations[0].waiting), (7, 302, 3));
+    assert!(generations[0].disk_bytes <= 8192 && before > 100_000, "{before} bytes before: {generations:?}");
+    assert_eq!(sequences(&rig.waiting(Lane::Alarm).await), kept);
+    rig.store.compact(Lane::Alarm, 99).await.expect("there is no such generation");
+    rig.close();
+    let rig = Rig::open(dir.path());
+    assert_eq!(sequences(&rig.waiting(Lane::Alarm).await), kept);
+    assert_eq!(rig.store.lost(Lane::Alarm).await, Ok(vec![]));
+    rig.close();
+}
+
+#[tokio::test]
+async fn a_generation_that_was_never_finished_is_not_missed() {
+    let dir = folder();
+    let rig = Rig::open(dir.path());
+    rig.append(1..=3).await;
+    rig.close();
+    // The power went while the next one was made: sled has begun it, and no line is in it.
+    drop(sled::Config::new().path(dir.path().join("alarm-2")).open().expect("sled"));
+    let rig = Rig::open(dir.path());
+    assert_eq!((rig.recovered.started.as_ref(), rig.recovered.next.a), (None, 4));
+    assert_eq!(folders(dir.path(), "alarm"), [1]);
+    rig.append(4..=4).await;
+    assert_eq!(sequences(&rig.waiting(Lane::Alarm).await), [1, 2, 3, 4]);
+    rig.close();
+}

@@ -1,0 +1,127 @@
+//! A memory card whose power can be cut: ext4 on a loop file, and the kernel's own way to stop it dead.
+//!
+//! What the file system was not made to write by then is gone, as with a real cut; what it had passed to its device is
+//! kept, so a card that lies about its flushes is not shown here. Mounts are private to the process ([`on_cards`]) and end
+//! with it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use tempfile::TempDir;
+
+use super::{
+    inside::{Inside, tool},
+    pause, until,
+};
+
+/// Enough for any outbox of these tests and their file system's journal; the file is sparse.
+const SIZE_BYTES: u64 = 96 << 20;
+/// Another test may take the free loop device between the look and the grasp.
+const TRIES: usize = 10;
+
+/// Runs a test's story where it may mount cards; `GARDU_NO_LOOP=1` says that this is not to be had.
+pub(crate) fn on_cards(test: &str, story: impl FnOnce()) {
+    let needs = "root, and loop devices that may be mounted";
+    // A network of its own: so many ports are in use and come back that another test would get in the way.
+    Inside { unshare: &["--mount", "--net"], needs, without: "GARDU_NO_LOOP" }.run(test, || {
+        tool("ip", &["link", "set", "lo", "up"]).expect("the loopback (Debian: iproute2)");
+        story();
+    });
+}
+
+/// A card in its slot; it is taken out with this value.
+#[derive(Debug)]
+pub(crate) struct Card {
+    dir: TempDir,
+}
+
+impl Card {
+    /// A new card, formatted and mounted.
+    pub(crate) fn insert() -> Self {
+        let card = Self { dir: tempfile::tempdir().expect("a folder for the card") };
+        let image = fs::File::create(card.image()).expect("the card's file");
+        image.set_len(SIZE_BYTES).expect("a sparse file");
+        fs::create_dir(card.path()).expect("where it is mounted");
+        tool("mkfs.ext4", &["-q", "-F", "-m", "0", &text(&card.image())]).expect("mkfs.ext4 (Debian: e2fsprogs)");
+        card.mount();
+        card
+    }
+
+    /// Where it is mounted.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.dir.path().join("card")
+    }
+
+    /// The folder of an outbox on it. No folder above it is there before the gateway makes it.
+    pub(crate) fn outbox(&self) -> PathBuf {
+        self.path().join("lib/gardu/outbox")
+    }
+
+    /// Cuts its power: from now on every write and every sync of it fails, and what it was not made to write is gone.
+    ///
+    /// Nobody may be in the middle of a sync: that one may report success for what is dropped.
+    pub(crate) fn cut_power(&self) {
+        // FS_IOC_SHUTDOWN, flag 2: not even the journal is flushed. Rust has no safe ioctl; perl-base is on every Debian.
+        let script = r#"
+            open(my $card, "<", $ARGV[0]) or die "open: $!";
+            my $flags = pack("L", 2);
+            ioctl($card, 0x8004587d, $flags) or die "ioctl: $!";
+        "#;
+        tool("perl", &["-e", script, &text(&self.path())]).expect("ext4 can be shut down");
+    }
+
+    /// Takes it out and puts it back, as the machine does when the power returns: nothing of it is in memory any more.
+    pub(crate) fn reinsert(&self) {
+        self.unmount();
+        self.mount();
+    }
+
+    fn mount(&self) {
+        let (image, path) = (text(&self.image()), text(&self.path()));
+        let mut tries = (0..TRIES).map(|_| {
+            let tried = tool("mount", &["-t", "ext4", "-o", "loop,noatime", &image, &path]);
+            if tried.is_err() {
+                pause();
+            }
+            tried
+        });
+        let mounted = tries.try_fold(String::new(), |_, tried| match tried {
+            Ok(()) => Err(()),
+            Err(fault) => Ok(fault),
+        });
+        if let Ok(fault) = mounted {
+            panic!("a card cannot be mounted; GARDU_NO_LOOP=1 goes without: {fault}");
+        }
+    }
+
+    /// Unmounts it whole: as long as anyone holds it, the next mount would find what is in memory.
+    fn unmount(&self) {
+        until("nobody uses the card", || tool("umount", &[&text(&self.path())]).is_ok());
+        until("the card's device is let go", || !self.attached());
+    }
+
+    /// Whether a loop device still has its file: they let go with the last user of the file system.
+    fn attached(&self) -> bool {
+        let image = text(&self.image());
+        let devices = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+        let mut backed = devices.filter_map(|device| fs::read_to_string(device.path().join("loop/backing_file")).ok());
+        backed.any(|file| file.trim_end().starts_with(&image))
+    }
+
+    fn image(&self) -> PathBuf {
+        self.dir.path().join("image")
+    }
+}
+
+impl Drop for Card {
+    fn drop(&mut self) {
+        // It may not have been mounted. `--lazy` only matters if a test failed with the gateway still alive.
+        let _absent = tool("umount", &["--lazy", &text(&self.path())]);
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
