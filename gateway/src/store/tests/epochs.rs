@@ -119,6 +119,39 @@ async fn numbers_are_in_doubt_from_an_open_on_until_somebody_agrees() {
 }
 
 #[tokio::test]
+async fn a_doubt_and_the_machine_move_along_into_new_generations_and_out_of_damaged_ones() {
+    let dir = folder();
+    let rig = Rig::open(dir.path());
+    rig.append(1..=3).await;
+    rig.close();
+    let rig = Rig::open(dir.path());
+    let doubt = rig.recovered.unproven.clone();
+    assert_eq!(doubt.iter().map(|of| of.from).collect::<Vec<_>>(), [Next { a: 4, t: 1 }]);
+    rig.append(4..=6).await;
+    rig.store.rotate(Lane::Alarm).await.expect("rotates");
+    rig.store.settle(Lane::Alarm, vec![(1, 6)]).await.expect("settles");
+    assert!(!dir.path().join("alarm-1").exists(), "what was said there is gone");
+    rig.append(7..=9).await;
+    rig.close();
+    let db = dir.path().join("alarm-2/db");
+    let mut bytes = fs::read(&db).expect("a generation");
+    // Behind the header of the first segment, where sled notices it first.
+    bytes[30..60].fill(0xff);
+    fs::write(&db, bytes).expect("writes");
+    for _ in 0..2 {
+        let rig = Rig::open(dir.path());
+        assert_eq!((&rig.recovered.unproven, rig.recovered.next.a), (&doubt, 10), "no line was hurt");
+        rig.close();
+    }
+    assert!(dir.path().join("bad-1-alarm-2").exists());
+    let other = Options { machine: "machine-2".into(), ..options(dir.path()) };
+    let rig = Rig::open_on(&other, &sync_file());
+    assert_eq!(rig.recovered.started.as_ref().map(|s| s.reason), Some(StartReason::OtherMachine));
+    assert_eq!(rig.recovered.unproven, doubt);
+    rig.close();
+}
+
+#[tokio::test]
 async fn a_record_and_the_one_it_replaces_change_places_in_one_write() {
     let (dir, killed) = (folder(), folder());
     let rig = Rig::open(dir.path());
