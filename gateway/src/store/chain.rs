@@ -469,7 +469,9 @@ impl Chain {
         }
         chain.head = self.head.clone();
         chain.is_tight = true;
-        let written = chain.durable.next_position > self.durable.next_position;
+        // What failed may have come after it, such as the next generation; without records it can be written again.
+        let has_records = group.iter().any(|write| !write.records.is_empty());
+        let written = has_records && chain.durable.next_position == self.staged.next_position;
         *self = chain;
         if !written {
             group.iter().try_for_each(|write| self.stage(write))?;
