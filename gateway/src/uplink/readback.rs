@@ -198,8 +198,8 @@ mod tests {
             (Some(status(OURS, 5, 10, 20)), Some(ours(12)), Some((12, 19))),
             (None, Some(ours(10)), Some((10, 0))),
         ] {
-            let mut seen = ReadBack::default();
-            seen.status = status.as_ref().and_then(|text| SeenStatus::parse(text.as_bytes()));
+            let parsed = status.as_ref().and_then(|text| SeenStatus::parse(text.as_bytes()));
+            let mut seen = ReadBack { status: parsed, ..ReadBack::default() };
             assert_eq!(seen.status.is_some(), status.is_some());
             if let Some(id) = &alarm {
                 seen.saw_alarm("panel/door/open", format!(r#"{{"id":"{id}"}}"#).as_bytes());

@@ -110,7 +110,11 @@ async fn numbers_are_in_doubt_from_an_open_on_until_somebody_agrees() {
     rig.close();
     let rig = Rig::open_on(&other, &sync_file());
     let undeclared = Unproven { epoch: rig.recovered.epoch.clone(), from: Next { a: 1, t: 1 }, session: 1 };
-    assert_eq!(rig.recovered.unproven, [undeclared.clone()], "a copy may have been made before the first record");
+    assert_eq!(
+        rig.recovered.unproven,
+        std::slice::from_ref(&undeclared),
+        "a copy may have been made before the first record"
+    );
     rig.close();
     let rig = Rig::open(dir.path());
     assert_ne!(rig.recovered.epoch, undeclared.epoch);
