@@ -34,6 +34,8 @@ pub const MAGIC: &str = "gardu2 ";
 const FAMILY: &[u8] = b"gardu";
 /// Magic, kind, commit, the two lengths and the checksum, each with the space behind it.
 const HEADER_LEN: usize = 44;
+/// The part of it that the checksum covers, in bytes.
+const CHECKED_LEN: usize = 35;
 /// Longest key, in bytes: what three digits say.
 const KEY_LEN_MAX: usize = 999;
 /// Longest key of a record, in bytes.
@@ -54,6 +56,8 @@ pub enum Kind {
     Count,
     /// An epoch and the position before its first record.
     Epoch,
+    /// Nothing: keeps records apart from all else, see `layout`.
+    Fence,
     /// A sealed generation and the positions in it.
     Generation,
     /// A record: what is delivered.
@@ -64,18 +68,28 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 8] =
-        [Self::Alarm, Self::Answer, Self::Boot, Self::Count, Self::Epoch, Self::Generation, Self::Record, Self::Word];
+    pub const ALL: [Self; 9] = [
+        Self::Alarm,
+        Self::Answer,
+        Self::Boot,
+        Self::Count,
+        Self::Epoch,
+        Self::Fence,
+        Self::Generation,
+        Self::Record,
+        Self::Word,
+    ];
 
     /// Its letter.
     #[must_use]
     pub const fn letter(self) -> u8 {
         match self {
-            Self::Alarm => b's',
+            Self::Alarm => b'a',
             Self::Answer => b'c',
             Self::Boot => b'b',
             Self::Count => b'p',
             Self::Epoch => b'e',
+            Self::Fence => b'q',
             Self::Generation => b'g',
             Self::Record => b'r',
             Self::Word => b'm',
@@ -128,23 +142,26 @@ impl<'a> Envelope<'a> {
         write!(line, "{:08x} ", crc.finalize()).expect("memory takes it");
     }
 
-    /// The line that `bytes` begin with, and its length; `None` unless it is whole.
+    /// The line that `bytes` begin with, and its length; `None` unless it is whole. The checksum covers every bit of it.
     #[must_use]
     pub fn read(bytes: &'a [u8]) -> Option<(Self, usize)> {
         let (head, rest) = bytes.split_at_checked(HEADER_LEN)?;
-        let head = std::str::from_utf8(head).ok()?.strip_prefix(MAGIC)?;
-        let mut fields = head.split(' ');
-        let kind = Kind::of(*fields.next()?.as_bytes().first()?)?;
-        let commit = u64::from_str_radix(fields.next()?, 16).ok()?;
-        let key_len: usize = fields.next()?.parse().ok()?;
-        let payload_len: usize = fields.next()?.parse().ok()?;
-        let (key, rest) = rest.split_at_checked(key_len)?;
-        let (payload, rest) = rest.strip_prefix(b" ")?.split_at_checked(payload_len)?;
+        let (checked, crc) = head.split_at_checked(CHECKED_LEN)?;
+        let fields = checked.strip_prefix(MAGIC.as_bytes())?;
+        let [kind, b' ', commit @ .., b' '] = fields else { return None };
+        let ([commit @ .., b' ', k1, k2, k3, b' ', p1, p2, p3, p4], kind) = (commit, Kind::of(*kind)?) else {
+            return None;
+        };
+        let (key_len, payload_len) = (decimal(&[*k1, *k2, *k3])?, decimal(&[*p1, *p2, *p3, *p4])?);
+        let (key, after_key) = rest.split_at_checked(key_len)?;
+        let (payload, after) = after_key.strip_prefix(b" ")?.split_at_checked(payload_len)?;
+        let [crc @ .., b' '] = crc else { return None };
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(checked);
+        hasher.update(&rest[..key_len + 1 + payload_len]);
+        let whole = after.first() == Some(&b'\n') && hexadecimal(crc) == Some(u64::from(hasher.finalize()));
+        let commit = hexadecimal(commit)?;
         let envelope = Self { kind, commit, key: std::str::from_utf8(key).ok()?, payload };
-        // The header is compared as it would be written, so that not one bit of it can differ.
-        let mut header = Vec::with_capacity(HEADER_LEN);
-        envelope.header(&mut header);
-        let whole = rest.first() == Some(&b'\n') && header == bytes[..HEADER_LEN];
         whole.then_some((envelope, HEADER_LEN + key_len + payload_len + 2))
     }
 
@@ -182,6 +199,25 @@ impl<'a> Envelope<'a> {
     pub fn record_key(&self) -> Option<RecordKey> {
         (self.kind == Kind::Record).then(|| RecordKey::parse(self.key)).flatten()
     }
+}
+
+/// A number in decimal digits and nothing else.
+fn decimal(digits: &[u8]) -> Option<usize> {
+    digits
+        .iter()
+        .try_fold(0, |number, digit| Some(number * 10 + usize::from(digit.is_ascii_digit().then(|| digit - b'0')?)))
+}
+
+/// A number in hexadecimal digits as they are written here, and nothing else.
+fn hexadecimal(digits: &[u8]) -> Option<u64> {
+    digits.iter().try_fold(0_u64, |number, digit| {
+        let value = match digit {
+            b'0'..=b'9' => digit - b'0',
+            b'a'..=b'f' => digit - b'a' + 10,
+            _ => return None,
+        };
+        Some(number.checked_mul(16)? + u64::from(value))
+    })
 }
 
 /// How long a line with such a key and payload is, in bytes; `None` if there can be no such line.

@@ -108,7 +108,7 @@ impl Looker<'_> {
                 numbers.pop();
                 continue;
             }
-            match self.open_newest(place, newest, alone, &view, known, was_used) {
+            match self.open_newest(place, newest, alone, view, known, was_used) {
                 Ok((database, view)) => return whole(place, mark_file, (newest, database), &view, &numbers),
                 Err(Fault::Damaged(why)) => {
                     reason = Some(why);
@@ -135,7 +135,7 @@ impl Looker<'_> {
         place: &Place,
         number: u64,
         bytes: &[Bytes],
-        view: &View,
+        view: View,
         known: u64,
         was_used: bool,
     ) -> Result<(Database, View), Fault> {
@@ -152,7 +152,10 @@ impl Looker<'_> {
         if contents.commit < view.commits.proven {
             return damaged("the end of the newest generation is missing");
         }
-        let seen = View::of(self.lane, bytes, known, contents.commit)?;
+        let seen = match contents.commit {
+            last if last == view.commits.last => view,
+            earlier => View::of(self.lane, bytes, known, earlier)?,
+        };
         let next = seen.word::<NextMeta>(word::NEXT).map(|next| next.next);
         let made = seen.word::<MadeMeta>(word::MADE);
         let (Some(made), Some(next)) = (made, next) else { return damaged("the chain's own values are missing") };

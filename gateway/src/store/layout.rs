@@ -5,14 +5,15 @@
 //!
 //! | key | payload |
 //! |---|---|
+//! | `a` + alarm | JSON: the alarm's state |
 //! | `b` + place, five digits | JSON: one boot and where its clock stood |
 //! | `c` + command id | JSON: the answer given |
 //! | `e` + epoch | JSON: where it begins, [`EpochMeta`] |
 //! | `g` + number, ten digits | JSON: the positions of a sealed generation, [`SealedMeta`] |
 //! | `m` + word | JSON: one of the chain's own values, see [`word`] |
 //! | `p` + point | last value of an event point: a letter for its type, then its text |
+//! | `q` + place, two digits | nothing: [`FENCE`] |
 //! | `r` + position, twenty digits | the record of that position and some that follow it without a gap, each a line |
-//! | `s` + alarm | JSON: the alarm's state |
 //!
 //! What is forgotten keeps its key with an empty payload until the generation is sealed, so that a scan of the bytes
 //! tells what is gone from what is lost. No value is larger than [`RECORD_SIZE_MAX`]: sled moves a leaf that outgrows a
@@ -38,6 +39,10 @@ pub(super) const FORMAT: u32 = 2;
 /// Records in one value at most: sled writes a leaf of up to 16 values anew whenever it changes, and eight records of
 /// usual size make one page of 4 KiB.
 const CHUNK_RECORDS_MAX: usize = 8;
+
+/// Values between records and all else: sled writes up to 16 neighbours anew whenever one of them has changed ten times,
+/// and a record chunk beside the chain's own values would be written anew with every few commits.
+const FENCE: usize = 16;
 
 /// The chain's own values.
 pub(super) mod word {
@@ -210,6 +215,11 @@ impl Put {
         Self { kind: Kind::Epoch, key: epoch.to_string(), payload: Vec::new() }
     }
 
+    /// What lies between records and all else.
+    pub(super) fn fence() -> impl Iterator<Item = Self> {
+        (0..FENCE).map(|place| Self { kind: Kind::Fence, key: format!("{place:02}"), payload: b"0".into() })
+    }
+
     /// A sealed generation; none when it is gone.
     pub(super) fn generation(number: u64, meta: Option<&SealedMeta>) -> Self {
         Self { kind: Kind::Generation, key: format!("{number:010}"), payload: meta.map(json).unwrap_or_default() }
@@ -318,7 +328,7 @@ impl States {
                     keep(&mut self.boots, parse(payload).filter(|boot| boots(std::slice::from_ref(boot)).is_some()))
                 }
                 Kind::Count => keep(&mut self.counts, count(key, payload)),
-                Kind::Epoch | Kind::Generation | Kind::Record | Kind::Word => true,
+                Kind::Epoch | Kind::Fence | Kind::Generation | Kind::Record | Kind::Word => true,
             };
         if !readable {
             self.unreadable.push(format!("{}{key}", char::from(kind.letter())));

@@ -408,7 +408,7 @@ fn stored_line(found: &salvage::Found<'_>, names: &[String]) -> String {
         Kind::Boot => "boot",
         Kind::Count => "count",
         Kind::Record => "record",
-        Kind::Epoch | Kind::Generation | Kind::Word => "bookkeeping",
+        Kind::Epoch | Kind::Fence | Kind::Generation | Kind::Word => "bookkeeping",
     };
     // Numbers keep their digits: what is JSON already is not read and written again.
     let text = String::from_utf8_lossy(envelope.payload);

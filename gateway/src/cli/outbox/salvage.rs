@@ -166,7 +166,7 @@ impl Pass {
             Kind::Alarm | Kind::Answer | Kind::Boot | Kind::Count => {
                 Some(Name::State(envelope.kind, envelope.key.into()))
             }
-            Kind::Epoch | Kind::Generation | Kind::Word => None,
+            Kind::Epoch | Kind::Fence | Kind::Generation | Kind::Word => None,
         }
     }
 

@@ -53,7 +53,7 @@ pub(super) fn carried(entries: Entries) -> impl Iterator<Item = Result<(Vec<u8>,
 /// What the chain itself keeps account of is written anew, and records stay where they are.
 fn is_carried(kind: Kind, key: &str, payload: &[u8]) -> bool {
     let state = match kind {
-        Kind::Epoch | Kind::Generation | Kind::Record => false,
+        Kind::Epoch | Kind::Fence | Kind::Generation | Kind::Record => false,
         Kind::Word => matches!(key, word::MACHINE | word::UNPROVEN),
         Kind::Alarm | Kind::Answer | Kind::Boot | Kind::Count => true,
     };
@@ -90,7 +90,7 @@ impl Chain {
             Put::word(word::SETTLED, &self.settled_saved),
             Put::word(word::MADE, &self.made),
         ];
-        generations.into_iter().chain(epochs).chain(words).for_each(|put| self.put(put));
+        generations.into_iter().chain(epochs).chain(words).chain(Put::fence()).for_each(|put| self.put(put));
         self.write(sled::Batch::default())?;
         let number = self.parts.last().expect("one is open").number;
         self.place.make_durable(number).map_err(|e| self.failed(&e))

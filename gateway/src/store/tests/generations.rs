@@ -96,6 +96,21 @@ async fn a_compacted_generation_holds_only_what_waits() {
 }
 
 #[tokio::test]
+async fn many_starts_change_nothing() {
+    let dir = folder();
+    for n in 1..=5 {
+        let rig = Rig::open(dir.path());
+        assert_eq!(rig.recovered.next, Next { a: n, t: n });
+        rig.append(n..=n).await;
+        rig.append_telemetry(n..=n).await;
+        rig.close();
+        Rig::open(dir.path()).close();
+    }
+    assert_eq!((folders(dir.path(), "alarm"), folders(dir.path(), "telemetry")), (vec![1], vec![1]));
+    assert!(folders(dir.path(), "bad-1-alarm").is_empty());
+}
+
+#[tokio::test]
 async fn a_generation_that_was_never_finished_is_not_missed() {
     let dir = folder();
     let rig = Rig::open(dir.path());
