@@ -21,6 +21,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     // Tools that know at most nouns.
     ("backoff", &["clock"]),
     ("log", &[]),
+    ("machine", &[]),
     ("metrics", &[]),
     ("supervise", &["clock"]),
     ("text", &["alarm::Texts", "config::Language"]),
@@ -47,7 +48,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "text",
         ],
     ),
-    ("store", &["alarm", "clock", "command", "metrics", "reading", "record", "supervise"]),
+    ("store", &["alarm", "clock", "command", "machine", "metrics", "reading", "record", "supervise"]),
     (
         "uplink",
         &[
@@ -91,6 +92,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("status", &["alarm", "clock", "config", "reading", "record", "store::Generation", "store::Head", "supervise"]),
     ("http", &["clock", "config", "metrics", "reading", "record", "status", "store", "supervise", "uplink::message"]),
     ("notify", &["clock", "supervise"]),
+    ("flash", &["alarm", "clock", "metrics", "pipeline::Input", "reading", "status", "supervise"]),
     // The wiring.
     ("daemon", &["*"]),
     ("cli", &["*"]),

@@ -11,8 +11,10 @@ use tokio::sync::mpsc;
 use crate::{
     clock::Clock,
     config::{Config, points::Points},
+    flash::FlashTask,
     http::{BindError, HttpTask, Names, OutboxView, View},
     keeper::{self, KeeperTask},
+    machine::Machine,
     metrics::Metrics,
     notify::{Manager, Summary, WatchdogTask},
     pipeline::{INPUT_QUEUE, Input, Pipeline, Raised, core::Core},
@@ -67,7 +69,7 @@ impl Daemon {
 
         let options = store::Options {
             path: config.outbox.path.clone(),
-            machine: machine(),
+            machine: Machine::this(),
             boot: handles.clock.boot().clone(),
             generation_size: keeper::generation_size(config.outbox.max_size),
         };
@@ -114,6 +116,7 @@ impl Daemon {
         supervisor.task("keeper", keeper.run());
         let uplink = UplinkTask::new(&config, store, readings.clone(), clock, metrics, beat, shutdown, board.clone());
         supervisor.task("uplink", uplink.run());
+        watch_storage(&config, &readings, &board, &handles, &mut supervisor);
         sources(config, &readings, &handles, &mut supervisor);
         let summary = Summary(Box::new({
             let board = board.clone();
@@ -160,6 +163,25 @@ async fn serve(
     Ok(())
 }
 
+/// What is written to the card.
+fn watch_storage(
+    config: &Config,
+    readings: &mpsc::Sender<Input>,
+    board: &StatusBoard,
+    handles: &Handles,
+    supervisor: &mut Supervisor,
+) {
+    let flash = FlashTask {
+        budget_bytes: config.outbox.write_budget_bytes,
+        pipeline: readings.clone(),
+        board: board.clone(),
+        metrics: handles.metrics.clone(),
+        clock: handles.clock.clone(),
+        beat: handles.pulse.stage("flash"),
+    };
+    supervisor.task("flash", flash.run(handles.shutdown.clone()));
+}
+
 /// One task a bus and one an MQTT input.
 fn sources(config: Config, readings: &mpsc::Sender<Input>, handles: &Handles, supervisor: &mut Supervisor) {
     let Handles { clock, metrics, pulse, shutdown } = handles;
@@ -177,11 +199,4 @@ fn sources(config: Config, readings: &mpsc::Sender<Input>, handles: &Handles, su
         let (gateway, devices) = (config.gateway.id.clone(), devices.clone());
         supervisor.task(name, mqtt::run(gateway, input, devices, outlet, clock.clone(), metrics.clone()));
     }
-}
-
-/// What names this machine: a store carried to another one starts a new epoch (machine-id(5)).
-fn machine() -> String {
-    let read = |path| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).ok();
-    let id = read("/etc/machine-id").or_else(|| read("/var/lib/dbus/machine-id")).filter(|id| !id.is_empty());
-    id.unwrap_or_else(|| "without-machine-id".into())
 }

@@ -22,9 +22,11 @@ pub mod config;
 #[path = "../../tests/contract/mod.rs"]
 mod contract;
 pub mod daemon;
+pub mod flash;
 pub mod http;
 pub mod keeper;
 pub mod log;
+pub mod machine;
 pub mod metrics;
 pub mod notify;
 pub mod pipeline;

@@ -61,6 +61,10 @@ pub struct Metrics {
     pub outbox_sync_seconds: HistogramVec,
     /// `gardu_outbox_written_bytes_total{chain}`: payload handed to sled
     pub outbox_written_bytes: IntCounterVec,
+    /// `gardu_process_written_bytes_total`: what the kernel counts as written to storage
+    pub process_written_bytes: IntCounter,
+    /// `gardu_process_written_bytes_per_day`: forecast from the last hours; 0 while nothing is known
+    pub process_written_bytes_per_day: IntGauge,
     /// `gardu_outbox_blobs_total{chain}`: generations with files that sled does not sync
     pub outbox_blobs: IntCounterVec,
     /// `gardu_uplink_connected`
@@ -173,6 +177,15 @@ impl Metrics {
             ),
             outbox_sync_seconds: times("outbox_sync_seconds", "Duration of one durable commit.", &["chain"]),
             outbox_written_bytes: counters("outbox_written_bytes_total", "Bytes handed to the store.", &["chain"]),
+            process_written_bytes: put(
+                r,
+                IntCounter::with_opts(opts("process_written_bytes_total", "Bytes this process wrote to storage."))
+                    .expect("valid name"),
+            ),
+            process_written_bytes_per_day: gauge(
+                "process_written_bytes_per_day",
+                "Bytes a day at the rate of the last hours; 0 while unknown.",
+            ),
             outbox_blobs: counters("outbox_blobs_total", "Generations with files a power cut can destroy.", &["chain"]),
             uplink_connected: gauge("uplink_connected", "1 while the command center's broker accepts us."),
             uplink_publishes: counters("uplink_publishes_total", "Records published, repeats included.", &["lane"]),

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 pub use self::snapshot::{
     ALARMS_MAX, About, Communication, DEVICES_MAX, DeviceState, LaneState, LinkWord, OutboxState, Snapshot, Stage,
-    Standing, StandingAlarm, Uplink,
+    Standing, StandingAlarm, Uplink, Written,
 };
 use crate::{
     alarm::{State, Transition},
@@ -96,6 +96,7 @@ struct Parts {
     uplink: Option<UplinkState>,
     last_reason: Option<String>,
     heads: Vec<(Lane, watch::Receiver<Head>)>,
+    written: Option<Written>,
     outbox: Option<OutboxState>,
     alarms: Standing,
     devices: BTreeMap<Segment, DeviceUpdate>,
@@ -111,6 +112,7 @@ impl StatusBoard {
             uplink: None,
             last_reason: None,
             heads: Vec::new(),
+            written: None,
             outbox: None,
             alarms: Standing::default(),
             devices: BTreeMap::new(),
@@ -139,6 +141,17 @@ impl StatusBoard {
     #[must_use]
     pub fn outbox(&self) -> Option<OutboxState> {
         self.parts().outbox
+    }
+
+    /// What is written to the storage.
+    pub fn set_written(&self, written: Written) {
+        self.parts().written = Some(written);
+    }
+
+    /// What is written to the storage, once the kernel was asked.
+    #[must_use]
+    pub fn written(&self) -> Option<Written> {
+        self.parts().written
     }
 
     /// The start is complete.
@@ -215,6 +228,7 @@ impl StatusBoard {
             ready: parts.ready,
             uplink: parts.uplink.as_ref().map(|uplink| Uplink::of(uplink, parts.last_reason.clone(), now)),
             lanes: self.lanes_of(&parts, now).collect(),
+            written: parts.written,
             outbox: parts.outbox,
             alarms: parts.alarms.clone(),
             devices: parts.devices.values().map(|device| DeviceState::of(device, now)).collect(),

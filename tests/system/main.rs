@@ -20,6 +20,7 @@ mod operation;
 mod outbox;
 mod points;
 mod power;
+mod rollback;
 mod serial;
 mod tls;
 mod twins;

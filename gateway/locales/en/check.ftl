@@ -42,6 +42,7 @@ check-range = `{ $key }` must be between { $low } and { $high }, not { $value }
 check-negative = `{ $key }` must be 0 or more, not { $value }
 check-finite = `{ $key }` must be an ordinary number, not nan, inf or one that is too large
 check-duration = `{ $key }` does not know `{ $value }`; write a whole number and a unit: "500ms", "5s", "10m", "2h" or "7d"
+check-size-a-day = `{ $key }` does not know `{ $value }`; write a whole number, a unit and "/day": "500MiB/day" or "2GiB/day"
 check-size = `{ $key }` does not know `{ $value }`; write a whole number and a unit: "512KiB", "256MiB" or "1GiB"
 check-whole-seconds = `{ $key }` must be whole seconds, for example "120s"
 check-choice = `{ $key }` does not know `{ $value }`; choose one of: { $choices }

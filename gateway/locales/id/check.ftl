@@ -42,6 +42,7 @@ check-range = `{ $key }` harus antara { $low } dan { $high }, bukan { $value }
 check-negative = `{ $key }` harus 0 atau lebih, bukan { $value }
 check-finite = `{ $key }` harus bilangan biasa, bukan nan, inf atau bilangan yang terlalu besar
 check-duration = `{ $key }` tidak mengenal `{ $value }`; tulis bilangan bulat dan satuan: "500ms", "5s", "10m", "2h" atau "7d"
+check-size-a-day = `{ $key }` tidak mengenal `{ $value }`; tulis bilangan bulat, satuan, dan "/day": "500MiB/day" atau "2GiB/day"
 check-size = `{ $key }` tidak mengenal `{ $value }`; tulis bilangan bulat dan satuan: "512KiB", "256MiB" atau "1GiB"
 check-whole-seconds = `{ $key }` harus detik penuh, misalnya "120s"
 check-choice = `{ $key }` tidak mengenal `{ $value }`; pilih salah satu: { $choices }

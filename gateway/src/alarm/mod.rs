@@ -61,6 +61,12 @@ impl AlarmId {
         Self("gateway/identity-conflict".into())
     }
 
+    /// The alarm that says that more is written to the storage than was allowed for.
+    #[must_use]
+    pub fn flash_budget() -> Self {
+        Self("gateway/flash-budget".into())
+    }
+
     /// The alarm that says that the outbox is full and records are given up.
     #[must_use]
     pub fn outbox_evicting() -> Self {

@@ -9,10 +9,10 @@ use super::{
     page::{Page, plain, table},
 };
 use crate::{
-    config::{self, Language, Need},
+    config::{self, Language, Need, units::about_size},
     reading::Reason,
     record::Lane,
-    status::{Communication, DeviceState, LaneState, LinkWord, OutboxState, Snapshot, StandingAlarm, Uplink},
+    status::{Communication, DeviceState, LaneState, LinkWord, OutboxState, Snapshot, StandingAlarm, Uplink, Written},
     supervise::STALLED_AFTER,
 };
 
@@ -68,6 +68,9 @@ pub fn render(seen: &Snapshot, language: Language) -> String {
     for (i, text) in lanes.chain(seen.outbox.map(|outbox| page.disk(outbox))).enumerate() {
         out.push_str(&page.row(if i == 0 { "status-outbox" } else { "" }, &text));
     }
+    if let Some(written) = seen.written {
+        out.push_str(&page.row("status-card", &page.written(written)));
+    }
     page.stages(&mut out, seen);
     page.alarms(&mut out, seen);
     page.devices(&mut out, &seen.devices);
@@ -108,6 +111,17 @@ impl Page {
             ("age", state.oldest_age_s.map_or_else(|| "?".into(), |age| self.duration(age)).into()),
         ];
         self.say("status-lane-waiting", &args)
+    }
+
+    fn written(&self, Written { total_bytes, day_bytes, budget_day_bytes }: Written) -> String {
+        let key = match (day_bytes, budget_day_bytes) {
+            (None, _) => "status-written",
+            (Some(_), None) => "status-written-day",
+            (Some(_), Some(_)) => "status-written-budget",
+        };
+        let size = |bytes: Option<u64>| about_size(bytes.unwrap_or(0)).into();
+        let args = [("total", size(Some(total_bytes))), ("day", size(day_bytes)), ("budget", size(budget_day_bytes))];
+        self.say(key, &args)
     }
 
     fn disk(&self, outbox: OutboxState) -> String {

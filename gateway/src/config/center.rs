@@ -158,14 +158,15 @@ fn topic_prefix(node: Node<'_>) -> Option<&str> {
 
 pub(super) fn outbox(document: &Document<'_>) -> Outbox {
     let (mut path, mut max_size) = (PathBuf::from("/var/lib/gardu/outbox"), 256 << 20);
-    let mut telemetry_max_age = 7 * DAY;
+    let (mut telemetry_max_age, mut write_budget_bytes) = (7 * DAY, None);
     if let Some(section) = document.single("outbox", "[outbox]") {
         path = section.or("path", path, files::file_path);
         max_size = section.or("max_size", max_size, |node| node.size(OUTBOX_SIZE));
         telemetry_max_age = section.or("telemetry_max_age", telemetry_max_age, |node| node.duration(AGE));
+        write_budget_bytes = section.optional("write_budget", Node::size_a_day);
         section.finish();
     }
-    Outbox { path, max_size, telemetry_max_age }
+    Outbox { path, max_size, telemetry_max_age, write_budget_bytes }
 }
 
 /// Addresses that are taken, so that none is given twice.

@@ -239,6 +239,13 @@ impl<'a> Node<'a> {
         self.outside(text, units::show_duration(*range.start()), units::show_duration(*range.end()))
     }
 
+    /// A size a day such as `"2GiB/day"`, not zero, in bytes.
+    pub(super) fn size_a_day(self) -> Option<u64> {
+        let text = self.text()?;
+        let bytes = text.strip_suffix("/day").and_then(units::size).filter(|bytes| *bytes > 0);
+        bytes.or_else(|| self.wrong("check-size-a-day", &[("value", text.into())]))
+    }
+
     /// A size such as `"256MiB"` in bytes, within a range.
     pub(super) fn size(self, range: RangeInclusive<u64>) -> Option<u64> {
         let text = self.text()?;

@@ -206,6 +206,8 @@ pub struct CommandCenter {
 pub struct Outbox {
     /// Folder of the store.
     pub path: PathBuf,
+    /// Bytes a day that may be written to the storage before an alarm says so.
+    pub write_budget_bytes: Option<u64>,
     /// What everything below it may take on the disk, in bytes.
     pub max_size: u64,
     /// Telemetry older than this is given up.

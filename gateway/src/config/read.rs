@@ -152,6 +152,10 @@ fn read(document: &Document<'_>, secrets: Secrets<'_>) -> Option<Config> {
     ] {
         rules.push(Rule::built_in(alarm, severity, text::both(text, &[])));
     }
+    if outbox.write_budget_bytes.is_some() {
+        let says = text::both("alarm-flash-budget", &[]);
+        rules.push(Rule::built_in(AlarmId::flash_budget(), Severity::Low, says));
+    }
     document.tops.iter().for_each(Section::finish);
 
     let findings = document.tops.first()?.findings;

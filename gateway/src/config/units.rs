@@ -23,9 +23,9 @@ pub fn show_duration(duration: Duration) -> String {
 }
 
 /// The units of a size, in bytes, largest first. Only these, so that nobody wonders which of two MB is meant.
-const UNITS_BYTES: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+const UNITS_BYTES: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
 
-/// Parses `512KiB`, `256MiB`, `1GiB` to bytes.
+/// Parses `512KiB`, `256MiB`, `2GiB`, `1TiB` to bytes.
 pub fn size(text: &str) -> Option<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(digits);
@@ -33,12 +33,22 @@ pub fn size(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(unit_bytes)
 }
 
-/// Spells a size of whole KiB in the largest unit that fits exactly.
+/// Spells a size of whole KiB as [`size`] reads it, in the largest unit that fits exactly.
 #[must_use]
 pub fn show_size(bytes: u64) -> String {
     let fits = |unit_bytes: u64| bytes > 0 && bytes.is_multiple_of(unit_bytes);
     let (unit, unit_bytes) = UNITS_BYTES.into_iter().find(|(_, bytes)| fits(*bytes)).unwrap_or(("KiB", 1 << 10));
     format!("{}{unit}", bytes / unit_bytes)
+}
+
+/// Spells a measured size for people, in the largest unit of which it has one, with at most one decimal.
+#[must_use]
+pub fn about_size(bytes: u64) -> String {
+    let Some((unit, unit_bytes)) = UNITS_BYTES.into_iter().find(|(_, unit_bytes)| bytes >= *unit_bytes) else {
+        return format!("{bytes} B");
+    };
+    let tenths = u128::from(bytes) * 10 / u128::from(unit_bytes);
+    if tenths < 100 { format!("{}.{} {unit}", tenths / 10, tenths % 10) } else { format!("{} {unit}", tenths / 10) }
 }
 
 /// Why a URL is not taken.
@@ -122,13 +132,28 @@ mod tests {
 
     #[test]
     fn sizes_have_one_whole_number_and_one_unit() {
-        for (text, bytes) in [("512KiB", 512 << 10), ("256MiB", 256 << 20), ("3GiB", 3 << 30), ("1025MiB", 1025 << 20)]
-        {
+        for (text, bytes) in [
+            ("0KiB", 0),
+            ("512KiB", 512 << 10),
+            ("256MiB", 256 << 20),
+            ("3GiB", 3 << 30),
+            ("1025MiB", 1025 << 20),
+            ("1TiB", 1 << 40),
+        ] {
             assert_eq!(size(text), Some(bytes), "{text}");
             assert_eq!(show_size(bytes), text);
         }
         for bad in ["", "5", "MiB", "1.5GiB", "-1MiB", "5 MiB", "5MB", "5mib", "17179869184GiB"] {
             assert_eq!(size(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_measured_size_is_rounded_down_to_what_people_remember() {
+        for (bytes, shown) in
+            [(0, "0 B"), (1_023, "1023 B"), (1_536, "1.5 KiB"), (12 << 20, "12 MiB"), (2 << 30, "2.0 GiB")]
+        {
+            assert_eq!(about_size(bytes), shown);
         }
     }
 

@@ -109,7 +109,7 @@ impl Rig {
             raised: Raised::default(),
         };
         let keeper = Keeper::new(KeeperTask {
-            outbox: Outbox { path, max_size: MAX_SIZE, telemetry_max_age: 24 * HOUR },
+            outbox: Outbox { path, max_size: MAX_SIZE, telemetry_max_age: 24 * HOUR, write_budget_bytes: None },
             store,
             pipeline: inputs,
             board,

@@ -1,10 +1,13 @@
 //! What the pipeline decides: inputs and the time in, one [`Step`] out. Pure: no I/O, no clock, no waiting.
 
+mod unproven;
+
 use std::{collections::BTreeSet, sync::Arc};
 
 use serde_json::json;
 use tokio::sync::oneshot;
 
+pub(super) use self::unproven::{Renumbered, Search};
 use super::{Certainty, Input, Summarised, answers::Answers};
 use crate::{
     alarm::{
@@ -16,8 +19,8 @@ use crate::{
     command::{Action, Answer, Outcome, Refusal, Request},
     config::points::Points,
     reading::{PointId, Reading},
-    record::{Body, CommandResult, Epoch, Lane, LastKnown, LossReason, Record, StartReason, StreamEvent},
-    store::{Commit, Next, Recovered, Started, StoredAnswer},
+    record::{Body, CommandResult, Epoch, Lane, LastKnown, LossReason, Record, StreamEvent},
+    store::{Commit, Next, Recovered, Started, StoredAnswer, Unproven},
     telemetry::{Effect, Telemetry},
     text,
 };
@@ -41,6 +44,7 @@ pub struct Core {
     telemetry: Telemetry,
     answers: Answers,
     boots: Boots,
+    unproven: Vec<Unproven>,
 }
 
 /// What one step changes, and who hears of it when that is on stable storage.
@@ -85,6 +89,7 @@ impl Core {
             engine,
             telemetry: Telemetry::new(points, interval_ms, now),
             boots: recovered.boots,
+            unproven: recovered.unproven,
         };
         let mut step = Step::default();
         if let Some(started) = recovered.started {
@@ -158,6 +163,10 @@ impl Core {
                     self.begin_epoch(&mut step, epoch, known, now);
                     step.after_commit.push(durable);
                 }
+                Input::Proven { durable } => {
+                    self.proven(&mut step);
+                    step.after_commit.push(durable);
+                }
             }
         }
         self.tick(&mut step, now);
@@ -214,6 +223,11 @@ impl Core {
 
     /// Numbers a record and puts it into its lane.
     fn record(&mut self, step: &mut Step, body: Body, now: Now) -> Told {
+        self.record_of(step, body, (self.boot.clone(), now))
+    }
+
+    /// The same for what was recorded in that boot, at that time.
+    fn record_of(&mut self, step: &mut Step, body: Body, (boot, recorded): (BootId, Now)) -> Told {
         let lane = body.lane();
         let (next, records) = match lane {
             Lane::Alarm => (&mut self.next.a, &mut step.commit.records),
@@ -221,9 +235,9 @@ impl Core {
         };
         let sequence = *next;
         *next += 1;
-        let told = Told { epoch: self.epoch.clone(), sequence, boot: self.boot.clone(), recorded: now };
+        let told = Told { epoch: self.epoch.clone(), sequence, boot, recorded };
         let Told { epoch, boot, .. } = told.clone();
-        records.push(Record { lane, epoch, sequence, boot, recorded: now, body });
+        records.push(Record { lane, epoch, sequence, boot, recorded, body });
         told
     }
 
@@ -242,15 +256,6 @@ impl Core {
         if self.boots.trust(&self.boot, now) {
             step.commit.boots = Some(self.boots.clone());
         }
-    }
-
-    fn begin_epoch(&mut self, step: &mut Step, epoch: Epoch, known: LastKnown, now: Now) {
-        let replaces = std::mem::replace(&mut self.epoch, epoch);
-        let last = Next { a: self.next.a.max(known.a + 1), t: self.next.t.max(known.t + 1) };
-        self.next = Next { a: 1, t: 1 };
-        self.epoch_replaced = true;
-        let started = Started { reason: StartReason::RolledBack, replaces: Some((replaces, last)) };
-        self.record(step, stream_started(started), now);
     }
 
     fn command(&mut self, step: &mut Step, request: &Request, now: Now) -> Answer {

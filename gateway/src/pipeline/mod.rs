@@ -11,7 +11,7 @@ use std::{collections::VecDeque, time::Duration};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::sync::{mpsc, oneshot};
 
-use self::core::{Core, Step};
+use self::core::{Core, Renumbered, Search, Step};
 use crate::{
     alarm::{Kind, State},
     clock::{BootId, Clock, Now},
@@ -20,7 +20,7 @@ use crate::{
     reading::Reading,
     record::{Batch, Body, Epoch, Lane, LastKnown, LossReason, Refused, StreamEvent},
     status::StatusBoard,
-    store::{Store, StoreError},
+    store::{Commit, Store, StoreError},
     supervise::{BEAT_EVERY, Beat, TaskResult},
     telemetry::POINTS_MAX,
 };
@@ -91,7 +91,12 @@ pub enum Input {
         known: LastKnown,
         /// The epoch to begin.
         epoch: Epoch,
-        /// Sent when the new epoch is on stable storage.
+        /// Sent when the new epoch is on stable storage; records of the old one are numbered anew after that.
+        durable: oneshot::Sender<()>,
+    },
+    /// The command center's retained topics agree with the numbers of our epoch.
+    Proven {
+        /// Sent when that is on stable storage; only then may anything be published under them.
         durable: oneshot::Sender<()>,
     },
 }
@@ -139,6 +144,9 @@ pub struct Pipeline {
     pub raised: Raised,
 }
 
+/// Records numbered anew at once: so long may what comes meanwhile have to wait.
+const RENUMBERED_AT_ONCE: usize = 256;
+
 /// When alarms were raised, in monotonic milliseconds, oldest first: at most [`RAISED_MAX`] within [`RAISED_WINDOW_MS`].
 #[derive(Debug, Default)]
 pub struct Raised(VecDeque<u64>);
@@ -172,7 +180,8 @@ impl Pipeline {
         let mut waiting = Waiting::new();
         let first = std::mem::take(&mut self.first);
         self.carry_out(first, &mut waiting).await?;
-        while let Some(inputs) = self.select(&mut waiting).await {
+        let mut search = None;
+        while let Some(inputs) = self.select(search, &mut waiting).await {
             for input in &inputs {
                 if let Input::Readings(readings) | Input::Message { readings, .. } = input {
                     self.board.heard(readings, "mqtt");
@@ -180,6 +189,8 @@ impl Pipeline {
             }
             let step = self.core.apply(inputs, self.clock.now());
             self.carry_out(step, &mut waiting).await?;
+            let (beat, store) = (self.beat.clone(), self.store.clone());
+            search = beat.excused(|| store.waits_for_room(), self.renumber(search)).await?;
             self.beat.mark();
         }
         let step = self.core.last_step(self.clock.now());
@@ -189,8 +200,9 @@ impl Pipeline {
     }
 
     /// Waits for inputs, a deadline or the next heartbeat; `None` when everybody has let go of the queue.
-    async fn select(&mut self, waiting: &mut Waiting) -> Option<Vec<Input>> {
-        let due_ms = self.core.due_ms().saturating_sub(self.clock.now().mono_ms);
+    async fn select(&mut self, search: Option<Search>, waiting: &mut Waiting) -> Option<Vec<Input>> {
+        let idle = search.is_none() && !self.core.must_renumber();
+        let due_ms = if idle { self.core.due_ms().saturating_sub(self.clock.now().mono_ms) } else { 0 };
         let pause = Duration::from_millis(due_ms).min(BEAT_EVERY);
         let mut inputs = Vec::new();
         tokio::select! {
@@ -198,6 +210,30 @@ impl Pipeline {
             Some(()) = waiting.next() => Some(inputs),
             () = tokio::time::sleep(pause) => Some(inputs),
         }
+    }
+
+    /// Numbers one page of records anew, if any have to be: the rest waits for what the field has to say meanwhile.
+    async fn renumber(&mut self, search: Option<Search>) -> Result<Option<Search>, StoreError> {
+        if !self.core.must_renumber() {
+            return Ok(None);
+        }
+        let search = search.unwrap_or(Search::START);
+        let page = self.store.read(search.lane, search.from, RENUMBERED_AT_ONCE).await?;
+        let from = page.last().map_or(search.from, |last| last.position + 1);
+        let (Renumbered { commit, telemetry, replaced }, more) = self.core.renumber(page);
+        if !replaced.is_empty() {
+            tracing::info!(lane = search.lane.as_str(), records = replaced.len(), "numbered anew in the present epoch");
+            match search.lane {
+                Lane::Alarm => self.store.commit(Commit { replaced, ..commit }).await?,
+                Lane::Telemetry => self.store.replace_telemetry(telemetry, replaced).await?,
+            }
+            self.show_alarms();
+        }
+        let next = if more { Some(Search { from, ..search }) } else { search.next_lane() };
+        if next.is_none() {
+            self.store.commit(self.core.renumbered()).await?;
+        }
+        Ok(next)
     }
 
     /// Makes a step durable, then tells those who wait for it.

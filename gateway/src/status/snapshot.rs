@@ -37,6 +37,9 @@ pub struct Snapshot {
     pub uplink: Option<Uplink>,
     /// The outbox by lane; empty until the store is open.
     pub lanes: BTreeMap<Lane, LaneState>,
+    /// What is written to the storage; absent until the kernel was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written: Option<Written>,
     /// The outbox on the disk; absent until it is measured.
     pub outbox: Option<OutboxState>,
     /// What stands.
@@ -113,6 +116,17 @@ pub struct LaneState {
     pub bytes: u64,
     /// Age of the oldest waiting one; absent when none waits, or when no trusted clock spans the restart since.
     pub oldest_age_s: Option<u64>,
+}
+
+/// What this process writes to its storage, as the kernel counts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Written {
+    /// Since the start.
+    pub total_bytes: u64,
+    /// What a day sees at the rate of the last hours; absent in the first hour.
+    pub day_bytes: Option<u64>,
+    /// What a day may see, if somebody set a bound.
+    pub budget_day_bytes: Option<u64>,
 }
 
 /// How full the outbox is.

@@ -36,7 +36,6 @@ use crate::{
 pub(super) struct Setup<'a> {
     pub(super) lane: Lane,
     pub(super) boot: &'a BootId,
-    pub(super) machine: Option<&'a str>,
     pub(super) generation_size: u64,
     pub(super) sync_file: &'a SyncFile,
     pub(super) metrics: &'a Metrics,
@@ -90,7 +89,6 @@ pub(super) struct Chain {
     lane: Lane,
     place: Place,
     boot: BootId,
-    machine: Option<String>,
     generation_size: u64,
     sync_file: SyncFile,
     metrics: Metrics,
@@ -111,6 +109,8 @@ pub(super) struct Chain {
     earlier: Vec<EpochMeta>,
     puts: BTreeMap<(Kind, String), Vec<u8>>,
     chunks: Chunks,
+    /// Positions that are settled with the group in the making.
+    replaced: Vec<u64>,
     staged_size: usize,
     /// Records and bytes of the group in the making, and the oldest of them.
     joining: (u64, u64, Option<Oldest>),
@@ -157,7 +157,6 @@ impl Chain {
             lane: setup.lane,
             place: found.place,
             boot: setup.boot.clone(),
-            machine: setup.machine.map(Into::into),
             generation_size: setup.generation_size,
             sync_file: setup.sync_file.clone(),
             metrics: setup.metrics.clone(),
@@ -173,6 +172,7 @@ impl Chain {
             earlier,
             puts: BTreeMap::new(),
             chunks: Chunks::default(),
+            replaced: Vec::new(),
             staged_size: 0,
             joining: (0, 0, None),
             parts,
@@ -224,6 +224,7 @@ impl Chain {
             self.stage_record(record)?;
         }
         write.puts.iter().for_each(|put| self.put(put.clone()));
+        self.replaced.extend(&write.replaced);
         Ok(())
     }
 
@@ -316,6 +317,8 @@ impl Chain {
 
     /// Writes the group and returns when it is on stable storage. After an error the chain is dead.
     pub(super) fn commit(&mut self) -> Result<(), StoreError> {
+        let replaced = std::mem::take(&mut self.replaced);
+        self.confirm(&replaced);
         let drained = self.stage_settled();
         if self.puts.is_empty() && self.joining.0 == 0 {
             return Ok(());
@@ -435,7 +438,6 @@ impl Chain {
         Setup {
             lane: self.lane,
             boot: &self.boot,
-            machine: self.machine.as_deref(),
             generation_size: self.generation_size,
             sync_file: &self.sync_file,
             metrics: &self.metrics,
@@ -467,7 +469,9 @@ impl Chain {
         }
         chain.head = self.head.clone();
         chain.is_tight = true;
-        let written = chain.durable.next_position > self.durable.next_position;
+        // What failed may have come after it, such as the next generation; without records it can be written again.
+        let has_records = group.iter().any(|write| !write.records.is_empty());
+        let written = has_records && chain.durable.next_position == self.staged.next_position;
         *self = chain;
         if !written {
             group.iter().try_for_each(|write| self.stage(write))?;

@@ -58,6 +58,8 @@ pub(super) mod word {
     pub(crate) const SETTLED: &str = "settled";
     /// CONNECTs counted so far; alarm chain.
     pub(crate) const SESSION: &str = "session";
+    /// Numberings in doubt; alarm chain.
+    pub(crate) const UNPROVEN: &str = "unproven";
     /// Commits, first and last of each run, that were never finished although lines of them are in this generation.
     pub(crate) const VOID: &str = "void";
 }
@@ -120,6 +122,8 @@ pub(super) struct Write {
     pub(super) adopt: Option<Epoch>,
     pub(super) records: Vec<Numbered>,
     pub(super) puts: Vec<Put>,
+    /// Positions of records that are replaced.
+    pub(super) replaced: Vec<u64>,
 }
 
 /// One value to be stored.
@@ -162,6 +166,8 @@ impl Write {
         for id in &commit.forgotten_answers {
             write.put(Kind::Answer, id, Vec::new())?;
         }
+        write.puts.extend(commit.unproven.iter().map(|unproven| Put::word(word::UNPROVEN, unproven)));
+        write.replaced.clone_from(&commit.replaced);
         Ok(write)
     }
 
@@ -180,7 +186,7 @@ impl Write {
     /// Its size in bytes.
     pub(super) fn size(&self) -> usize {
         let puts: usize = self.puts.iter().map(|put| put.key.len() + put.payload.len()).sum();
-        puts + self.records.iter().map(|r| r.payload.len()).sum::<usize>()
+        puts + self.records.iter().map(|r| r.payload.len()).sum::<usize>() + size_of_val(&*self.replaced)
     }
 
     fn put(&mut self, kind: Kind, key: &str, payload: Vec<u8>) -> Result<(), StoreError> {

@@ -50,6 +50,7 @@ use crate::{
     alarm::{AlarmId, AlarmState},
     clock::{BootId, Boots, Now},
     command::Answer,
+    machine::Machine,
     reading::{PointId, Value},
     record::{Epoch, Lane, LaneStatus, RECORD_SIZE_MAX, Record, StartReason},
 };
@@ -59,8 +60,8 @@ use crate::{
 pub struct Options {
     /// Folder of the outbox; made if it does not exist.
     pub path: PathBuf,
-    /// Names this machine (`/etc/machine-id`): a store of another machine starts a new epoch.
-    pub machine: String,
+    /// This machine: a store of another one starts a new epoch.
+    pub machine: Machine,
     /// This boot.
     pub boot: BootId,
     /// A generation is sealed when it has grown by so many bytes.
@@ -89,6 +90,36 @@ pub struct Recovered {
     pub answers: Vec<StoredAnswer>,
     /// What is known of the clock in each boot, this one included.
     pub boots: Boots,
+    /// Numberings nobody has confirmed yet, see [`Unproven`].
+    pub unproven: Vec<Unproven>,
+}
+
+/// A numbering that the command center has not confirmed since the store was opened: should the store be a copy of an
+/// earlier one, numbers from here on may have been used before for other records.
+///
+/// Stands from the open until a read-back agrees. That of an epoch which is no longer the present one stands until every
+/// record of it that still waits has a number of the present one. At most one an epoch, and no epoch begins before the
+/// connection that follows: a handful at the very most.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unproven {
+    /// Of which epoch.
+    pub epoch: Epoch,
+    /// The first numbers that are in doubt.
+    pub from: Next,
+    /// CONNECTs counted before: a later one was counted by another life of this store.
+    pub session: u64,
+}
+
+impl Unproven {
+    /// Whether a record's number is in doubt.
+    #[must_use]
+    pub fn covers(&self, record: &Record) -> bool {
+        let from = match record.lane {
+            Lane::Alarm => self.from.a,
+            Lane::Telemetry => self.from.t,
+        };
+        record.epoch == self.epoch && record.sequence >= from
+    }
 }
 
 /// A new epoch, and what it replaces. Told at every open until the first record of the epoch is stored.
@@ -137,6 +168,10 @@ pub struct Commit {
     pub forgotten_answers: Vec<Arc<str>>,
     /// What is known of the clock, when that changed.
     pub boots: Option<Boots>,
+    /// Positions of lane a whose records are replaced by `records`: settled in the same group.
+    pub replaced: Vec<u64>,
+    /// The numberings in doubt, when that changed.
+    pub unproven: Option<Vec<Unproven>>,
 }
 
 impl Commit {
@@ -308,6 +343,7 @@ pub struct Store {
     alarm: Lines,
     telemetry: Lines,
     boots: Arc<watch::Sender<Boots>>,
+    unproven: Arc<watch::Sender<Vec<Unproven>>>,
     space: watch::Receiver<Space>,
 }
 
@@ -326,10 +362,14 @@ impl Store {
         let write = Write::of(&commit)?;
         let size = write.size();
         let boots = commit.boots.map(|boots| (self.boots.clone(), boots));
+        let unproven = commit.unproven.map(|unproven| (self.unproven.clone(), unproven));
         let job = |durable: oneshot::Sender<()>| {
             let done = move || {
                 if let Some((watch, boots)) = boots {
                     watch.send_replace(boots);
+                }
+                if let Some((watch, unproven)) = unproven {
+                    watch.send_replace(unproven);
                 }
                 let _ = durable.send(());
             };
@@ -352,6 +392,14 @@ impl Store {
         let (durable, written) = oneshot::channel();
         self.telemetry.jobs.send(writing(write, durable), size).await?;
         Ok(written)
+    }
+
+    /// Writes lane-t records in the place of those at `replaced`, whole or not at all; returns when that is on stable
+    /// storage.
+    pub async fn replace_telemetry(&self, records: Vec<Record>, replaced: Vec<u64>) -> Result<(), StoreError> {
+        let write = Write { replaced, ..Write::of_records(&records)? };
+        let size = write.size();
+        self.telemetry.jobs.ask(|durable| writing(write, durable), size).await
     }
 
     /// Waiting records of a lane from `position` on, oldest first, at most `records_max` and 256; those already
@@ -419,6 +467,12 @@ impl Store {
     #[must_use]
     pub fn boots(&self) -> watch::Receiver<Boots> {
         self.boots.subscribe()
+    }
+
+    /// The numberings in doubt.
+    #[must_use]
+    pub fn unproven(&self) -> watch::Receiver<Vec<Unproven>> {
+        self.unproven.subscribe()
     }
 
     /// How much room the disk has for the store.

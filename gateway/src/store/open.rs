@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tracing::{error, info};
 
 use super::{
-    Lines, Next, OpenError, Options, Recovered, Started, Store, StoreError,
+    Lines, Next, OpenError, Options, Recovered, Started, Store, StoreError, Unproven,
     ballast::Ballast,
     chain::{Chain, Setup},
     committer::{Committer, Handle},
@@ -26,7 +26,7 @@ use super::{
     place::Place,
 };
 use crate::{
-    clock::Boots,
+    machine::Machine,
     metrics::Metrics,
     record::{Epoch, Lane, StartReason},
     supervise::TaskResult,
@@ -68,7 +68,7 @@ pub(super) fn open_on(
     }
     let (alarm, telemetry, recovered) = opened?;
     ballast.hold();
-    let (store, committers) = start(alarm, telemetry, recovered.boots.clone(), lock, &ballast);
+    let (store, committers) = start(alarm, telemetry, &recovered, lock, &ballast);
     Ok((store, recovered, committers))
 }
 
@@ -102,20 +102,15 @@ fn open_chains(
     if alarm.epoch() != Some(&epoch) {
         info!(epoch = %epoch.epoch, reason = ?started.as_ref().map(|s| s.reason), "a new epoch begins");
     }
-    let setup = |lane, machine| Setup {
-        lane,
-        boot: &options.boot,
-        machine,
-        generation_size: options.generation_size,
-        sync_file,
-        metrics,
-    };
-    let carried = boot_entries(&boots).into_iter().filter(|_| entered);
-    let machine = Put::word(word::MACHINE, &options.machine);
-    let alarm_setup = setup(Lane::Alarm, Some(&*options.machine));
-    let alarm = Chain::open(alarm, &epoch, carried.chain([machine]).collect(), &alarm_setup)?;
+    let setup =
+        |lane| Setup { lane, boot: &options.boot, generation_size: options.generation_size, sync_file, metrics };
+    let machine = Put::word(word::MACHINE, &machine(&options.machine, alarm.word(word::MACHINE)));
+    let unproven = unproven(&epoch, &alarm, &telemetry);
+    let words = [machine, Put::word(word::UNPROVEN, &unproven)];
+    let carried = boot_entries(&boots).into_iter().filter(|_| entered).chain(words).collect();
+    let alarm = Chain::open(alarm, &epoch, carried, &setup(Lane::Alarm))?;
     let telemetry_epoch = telemetry_epoch(&telemetry, &epoch.epoch);
-    let telemetry = Chain::open(telemetry, &telemetry_epoch, Vec::new(), &setup(Lane::Telemetry, None))?;
+    let telemetry = Chain::open(telemetry, &telemetry_epoch, Vec::new(), &setup(Lane::Telemetry))?;
 
     let mut answers = states.answers;
     answers.sort_by_key(|answer| (boots.rank(&answer.boot), answer.at.mono_ms));
@@ -129,11 +124,35 @@ fn open_chains(
         counts: states.counts,
         answers,
         boots,
+        unproven,
     };
     Ok((alarm, telemetry, recovered))
 }
 
-fn start(alarm: Chain, telemetry: Chain, boots: Boots, lock: File, ballast: &Arc<Ballast>) -> (Store, Committers) {
+/// What is to be kept of this machine: of the same one what was known before as well.
+fn machine(this: &Machine, before: Option<Machine>) -> Machine {
+    let same = before.filter(|before| !before.differs_from(this));
+    this.clone().and_before(same.unwrap_or_default())
+}
+
+/// The numberings in doubt from now on: an epoch that goes on is, from its next numbers.
+fn unproven(epoch: &EpochMeta, alarm: &Found, telemetry: &Found) -> Vec<Unproven> {
+    let mut unproven: Vec<Unproven> = alarm.word(word::UNPROVEN).unwrap_or_default();
+    let goes_on = alarm.epoch() == Some(epoch);
+    if goes_on && unproven.iter().all(|of| of.epoch != epoch.epoch) {
+        let from = Next { a: next(alarm, &epoch.epoch), t: next(telemetry, &epoch.epoch) };
+        unproven.push(Unproven { epoch: epoch.epoch.clone(), from, session: alarm.word(word::SESSION).unwrap_or(0) });
+    }
+    unproven
+}
+
+fn start(
+    alarm: Chain,
+    telemetry: Chain,
+    recovered: &Recovered,
+    lock: File,
+    ballast: &Arc<Ballast>,
+) -> (Store, Committers) {
     let lock = Arc::new(lock);
     let (alarm_head, telemetry_head) = (alarm.head(), telemetry.head());
     let (alarm_jobs, alarm) = Committer::new(alarm, ALARM_GATHER, lock.clone(), ballast.clone());
@@ -142,7 +161,8 @@ fn start(alarm: Chain, telemetry: Chain, boots: Boots, lock: File, ballast: &Arc
     let store = Store {
         alarm: lines(alarm_jobs, alarm_head),
         telemetry: lines(telemetry_jobs, telemetry_head),
-        boots: Arc::new(watch::Sender::new(boots)),
+        boots: Arc::new(watch::Sender::new(recovered.boots.clone())),
+        unproven: Arc::new(watch::Sender::new(recovered.unproven.clone())),
         space: ballast.space(),
     };
     (store, vec![("store-alarm", Box::new(|| alarm.run())), ("store-telemetry", Box::new(|| telemetry.run()))])
@@ -181,6 +201,14 @@ fn telemetry_epoch(found: &Found, epoch: &Epoch) -> EpochMeta {
     stored.filter(|stored| stored.epoch == *epoch).unwrap_or_else(begins)
 }
 
+/// The number the next record of a lane gets in an epoch.
+fn next(found: &Found, epoch: &Epoch) -> u64 {
+    match found.epoch() {
+        Some(of) if of.epoch == *epoch => found.next_position - of.base,
+        _ => 1,
+    }
+}
+
 /// Whether the epoch found goes on.
 #[derive(Debug, PartialEq, Eq)]
 enum Decision {
@@ -190,21 +218,18 @@ enum Decision {
 
 /// An epoch goes on only where none of its numbers can be given again: on the same machine, with both chains whole and
 /// of one mind. Where in doubt a new one begins; that costs one record, a number given twice costs an alarm.
-fn decide(machine: &str, alarm: &Found, telemetry: &Found) -> Decision {
+fn decide(machine: &Machine, alarm: &Found, telemetry: &Found) -> Decision {
     let begin = |reason, replaces| Decision::Begin(Started { reason, replaces });
     let Some(known) = alarm.epoch().or(telemetry.epoch()) else {
         let damaged = alarm.damage.is_some() || telemetry.damage.is_some();
         return begin(if damaged { StartReason::Damaged } else { StartReason::NewStore }, None);
     };
-    let next = |found: &Found| match found.epoch() {
-        Some(of) if of.epoch == known.epoch => found.next_position - of.base,
-        _ => 1,
-    };
+    let next = |found| next(found, &known.epoch);
     let last = Some((known.epoch.clone(), Next { a: next(alarm), t: next(telemetry) }));
     let Some(epoch) = alarm.epoch() else { return begin(StartReason::Damaged, last) };
     // An epoch that was never declared is replaced without a word: what it would have replaced still is.
     let replaces = epoch.started.as_ref().map_or(last, |started| started.replaces.clone());
-    if alarm.word::<String>(word::MACHINE).is_some_and(|of| of != machine) {
+    if alarm.word::<Machine>(word::MACHINE).is_some_and(|of| of.differs_from(machine)) {
         return begin(StartReason::OtherMachine, replaces);
     }
     let agreed = match telemetry.epoch() {

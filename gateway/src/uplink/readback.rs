@@ -2,6 +2,14 @@
 //!
 //! The broker sends every retained message before it echoes the marker of this connection, so after the marker the
 //! picture is complete.
+//!
+//! After a start it also shows whether the store is a copy of an earlier one that went on without it. A life of the store
+//! that the copy knows nothing of has left one of these under our epoch: a status with a number that was not given before
+//! this start, or of a connection that was not counted before; a standing alarm with such a number.
+//!
+//! Limits: what says nothing does not contradict. A broker that lost its retained messages, or has never seen us, knows of
+//! no other life; then the numbers go on. Nor can it tell of a life that ended by a crash within the very connection in
+//! which the copy was made: the will of that connection, which the status then holds, was written when it began.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +19,7 @@ use super::message::PAYLOAD_SIZE_MAX;
 use crate::{
     clock::BootId,
     record::{Epoch, LaneStatus, LastKnown},
+    store::Unproven,
 };
 
 /// Retained alarm topics that are remembered; a broker that has more of ours is cleaned at later connections.
@@ -100,6 +109,22 @@ impl ReadBack {
         (ahead(&lanes.a, a) || ahead(&lanes.t, t)).then_some(known)
     }
 
+    /// What the center knows of a numbering that we do not: then the store is a copy of an earlier one. Holds only before
+    /// anything was published under it.
+    #[must_use]
+    pub(super) fn contradicts(&self, unproven: &Unproven) -> Option<LastKnown> {
+        let lanes = self.status.as_ref().map(|status| &status.lanes);
+        let next = |seen: &SeenLane| if seen.epoch == unproven.epoch { seen.next } else { 0 };
+        let standing = self.alarms.values().flatten().filter_map(|id| alarm_sequence(id, &unproven.epoch)).max();
+        let known = LastKnown {
+            a: lanes.map_or(0, |lanes| next(&lanes.a)).saturating_sub(1).max(standing.unwrap_or(0)),
+            t: lanes.map_or(0, |lanes| next(&lanes.t)).saturating_sub(1),
+        };
+        let later = |status: &SeenStatus| status.lanes.a.epoch == unproven.epoch && status.session > unproven.session;
+        let ahead = known.a >= unproven.from.a || known.t >= unproven.from.t;
+        (ahead || self.status.as_ref().is_some_and(later)).then_some(known)
+    }
+
     /// Alarms whose topic holds something.
     pub(super) fn alarms(&self) -> impl Iterator<Item = &str> {
         self.alarms.keys().map(String::as_str)
@@ -112,9 +137,15 @@ impl ReadBack {
     }
 }
 
+/// The number in an event's id, if it is one of lane a in that epoch.
+fn alarm_sequence(id: &str, epoch: &Epoch) -> Option<u64> {
+    id.strip_prefix(epoch.as_str())?.strip_prefix("-a-")?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Next;
 
     const OURS: &str = "0123456789abcdef";
 
@@ -141,6 +172,40 @@ mod tests {
         for (payload, expected) in cases {
             let seen = ReadBack { status: SeenStatus::parse(payload.as_bytes()), ..ReadBack::default() };
             assert_eq!(seen.rolled_back(&lane(OURS, 10), &lane(OURS, 20)), expected, "{payload}");
+        }
+    }
+
+    #[test]
+    fn whatever_another_life_of_the_store_left_contradicts_and_silence_does_not() {
+        let status = |epoch: &str, session: u64, a: u64, t: u64| {
+            let lane = |next| format!(r#"{{"epoch":"{epoch}","next":{next},"settled":0}}"#);
+            let (a, t) = (lane(a), lane(t));
+            format!(r#"{{"state":"online","session":{session},"lanes":{{"a":{a},"t":{t}}}}}"#)
+        };
+        let unproven =
+            Unproven { epoch: Epoch::parse(OURS).expect("an epoch"), from: Next { a: 10, t: 20 }, session: 5 };
+        let (ours, theirs) = (|n| format!("{OURS}-a-{n}"), |n| format!("another0another0-a-{n}"));
+        for (status, alarm, expected) in [
+            (None, None, None),
+            (None, Some(ours(9)), None),
+            (None, Some(theirs(99)), None),
+            (None, Some("junk".to_owned()), None),
+            (Some(status(OURS, 5, 10, 20)), Some(ours(9)), None),
+            (Some(status("another0another0", 9, 99, 99)), None, None),
+            (Some(status(OURS, 5, 11, 20)), None, Some((10, 19))),
+            (Some(status(OURS, 5, 10, 21)), None, Some((9, 20))),
+            (Some(status(OURS, 6, 8, 15)), None, Some((7, 14))),
+            (Some(status(OURS, 5, 10, 20)), Some(ours(12)), Some((12, 19))),
+            (None, Some(ours(10)), Some((10, 0))),
+        ] {
+            let parsed = status.as_ref().and_then(|text| SeenStatus::parse(text.as_bytes()));
+            let mut seen = ReadBack { status: parsed, ..ReadBack::default() };
+            assert_eq!(seen.status.is_some(), status.is_some());
+            if let Some(id) = &alarm {
+                seen.saw_alarm("panel/door/open", format!(r#"{{"id":"{id}"}}"#).as_bytes());
+            }
+            let expected = expected.map(|(a, t)| LastKnown { a, t });
+            assert_eq!(seen.contradicts(&unproven), expected, "{status:?} {alarm:?}");
         }
     }
 

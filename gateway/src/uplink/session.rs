@@ -7,6 +7,9 @@
 //! Life of a connection: CONNECT (counted durably), subscribe, read the own retained topics back, say online, correct the
 //! retained alarms, deliver. Nothing with an id is published before the read-back has shown that the store was not rolled
 //! back. What happens inside one connection is in [`connection`].
+//!
+//! The first connection after a start only reads back, and has no will: where it breaks, a will of a store that was rolled
+//! back would take the place of the very status that can tell so. An epoch that begins in this run needs none.
 
 mod certificates;
 mod conflict;
@@ -35,6 +38,7 @@ use crate::{
     config::{BrokerUrl, CommandCenter, Config},
     metrics::Metrics,
     pipeline::Input,
+    record::Lane,
     status::{Link, StatusBoard, UplinkState},
     store::{Store, StoreError},
     supervise::{Beat, Shutdown, TaskResult},
@@ -118,7 +122,7 @@ impl UplinkTask {
         };
         let mut trouble = Trouble::new(urls, Certificates::of(urls, &self.center.tls, self.clock.now()));
         self.pause(Jitter::random().of(FIRST_CONNECT_SPREAD), &mut kept, &mut trouble).await;
-        while !self.shutdown.is_cancelled() {
+        while self.numbered().await {
             match kept.route.next(self.clock.now(), Jitter::random()) {
                 Step::Try(broker) => {
                     let end = self.connect(broker, &mut delivery, &mut kept).await?;
@@ -143,6 +147,7 @@ impl UplinkTask {
         let (now, jitter) = (self.clock.now(), Jitter::random());
         match end {
             End::Stopped => {}
+            End::ReadBack => kept.route.move_to(broker),
             End::Moved { to } => {
                 tracing::info!(from = %url, to = %self.center.urls[to], "moved to an earlier broker, which answers again");
                 reconnects("moved");
@@ -172,6 +177,25 @@ impl UplinkTask {
         }
     }
 
+    /// Waits until no record waits under a number that may have been used before; false when it is time to stop.
+    async fn numbered(&self) -> bool {
+        let (mut unproven, head) = (self.store.unproven(), self.store.head(Lane::Alarm));
+        let mut look = tokio::time::interval(LOOK_AROUND_EVERY);
+        while !self.shutdown.is_cancelled() {
+            let present = head.borrow().status.epoch.clone();
+            if unproven.borrow_and_update().iter().all(|of| of.epoch == present) {
+                return true;
+            }
+            tokio::select! {
+                // The sender is the store's, of which we hold a handle.
+                _ = unproven.changed() => {}
+                () = self.shutdown.cancelled() => {}
+                _ = look.tick() => self.beat.mark(),
+            }
+        }
+        false
+    }
+
     async fn connect(&self, broker: usize, delivery: &mut Delivery, kept: &mut Kept) -> Result<End, StoreError> {
         let session = self.store.next_session().await?;
         self.post(&self.center.urls[broker], Some(session), Link::Connecting);
@@ -180,9 +204,12 @@ impl UplinkTask {
         let status = connection::status(self, session, standing, message::Presence::Offline, lost);
         let message::Message { topic, payload } = message::status(&self.about, &status);
         let will = Will { topic, payload, retain: Retain::Yes, delay: WILL_DELAY };
+        let unproven = self.store.unproven().borrow().first().cloned();
+        let will = unproven.is_none().then_some(will);
         let certificates = Certificates::of([&self.center.urls[broker]], &self.center.tls, self.clock.now());
-        let wire = Wire::connect(&Settings { will: Some(will), ..self.settings(broker) });
-        let end = Connection::new(self, broker, session, wire, delivery, kept, standing, certificates).run().await;
+        let wire = Wire::connect(&Settings { will, ..self.settings(broker) });
+        let connection = Connection::new(self, broker, session, wire, delivery, kept, standing, certificates, unproven);
+        let end = connection.run().await;
         delivery.down();
         end
     }

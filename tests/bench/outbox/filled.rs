@@ -5,6 +5,7 @@ use std::{path::Path, sync::Arc, thread::JoinHandle};
 use gardu::{
     alarm::{AlarmId, AlarmState, Kind, Severity, State, Texts, Transition},
     clock::{BootId, Clock, Now},
+    machine::Machine,
     metrics::Metrics,
     reading::{PointId, Quality, Segment, Value},
     record::{Batch, Body, CommandResult, Epoch, Lane, Record, Sample},
@@ -37,7 +38,7 @@ impl Outbox {
     /// Opens or makes the store, as this machine's daemon does.
     pub(super) fn open(path: &Path) -> Self {
         let clock = Clock::system();
-        let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned();
+        let machine = Machine::this();
         let generation_size = store::GENERATION_SIZE;
         let options = Options { path: path.into(), machine, boot: clock.boot().clone(), generation_size };
         let (store, recovered, committers) = store::open(&options, &Metrics::new()).expect("the store opens");

@@ -196,6 +196,15 @@ fn built_in_rules_follow_the_devices_and_the_silence() {
 }
 
 #[test]
+fn a_budget_for_the_card_comes_with_its_alarm() {
+    let config = load_text(&format!("{BUS}\n[outbox]\nwrite_budget = '2GiB/day'\n"));
+    assert_eq!(config.outbox.write_budget_bytes, Some(2 << 30));
+    let last = config.rules.last().expect("built-in rules");
+    assert!(matches!(&last.naming, Naming::Fixed(id) if *id == AlarmId::flash_budget()));
+    assert_eq!((last.severity, last.acknowledgement), (Severity::Low, Acknowledgement::NotRequired));
+}
+
+#[test]
 fn two_limits_make_two_rules_and_a_message_is_in_the_gateways_language() {
     let config = load_text(&alarm("'panel/temp'\nmessage = 'Panas'", "{ above = 60, below = -5, deadband = 2 }"));
     let rules: Vec<_> = config.rules.iter().take(2).map(|r| (r.name.as_str(), r.when.clone())).collect();

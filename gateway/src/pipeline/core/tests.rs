@@ -10,18 +10,18 @@ use crate::{
     },
     config::{Report, points::About},
     reading::{Segment, Value},
-    record::Refused,
+    record::{Refused, StartReason},
 };
 
-fn at(mono_ms: u64) -> Now {
+pub(super) fn at(mono_ms: u64) -> Now {
     Now { mono_ms, wall_ms: 1_795_262_671_220 + i64::try_from(mono_ms).expect("small"), trusted: true }
 }
 
-fn epoch(letter: char) -> Epoch {
+pub(super) fn epoch(letter: char) -> Epoch {
     Epoch::parse(&letter.to_string().repeat(Epoch::LEN)).expect("an epoch")
 }
 
-fn point(name: &str) -> PointId {
+pub(super) fn point(name: &str) -> PointId {
     PointId::parse(name).expect("a point")
 }
 
@@ -40,7 +40,7 @@ fn open_rule() -> Rule {
     }
 }
 
-fn core(started: Option<Started>) -> (Core, Step) {
+pub(super) fn core(started: Option<Started>) -> (Core, Step) {
     let boot = BootId::new("boot");
     let mut boots = Boots::default();
     boots.enter(&boot);
@@ -53,13 +53,14 @@ fn core(started: Option<Started>) -> (Core, Step) {
         counts: Vec::new(),
         answers: Vec::new(),
         boots,
+        unproven: Vec::new(),
     };
     let about = About { unit: None, report: Report::Change { deadband: 0.0 } };
     let points = Points::for_tests(vec![(Selector::parse("meter/#").expect("a pattern"), about)]);
     Core::new(recovered, vec![open_rule()], points, 60_000, boot, at(0))
 }
 
-fn door(open: bool, mono_ms: u64) -> Input {
+pub(super) fn door(open: bool, mono_ms: u64) -> Input {
     Input::Readings(vec![Reading::good(point("panel/door"), open.into(), at(mono_ms))])
 }
 
@@ -79,7 +80,7 @@ fn acknowledge(id: &str, occurrence: u64, epoch: Option<Epoch>) -> Input {
 }
 
 /// `a-7 raised`, one a record.
-fn said(step: &Step) -> Vec<String> {
+pub(super) fn said(step: &Step) -> Vec<String> {
     let word = |body: &Body| match body {
         Body::Alarm(transition) => transition.kind.as_str().to_owned(),
         Body::Stream(StreamEvent::Started { reason, .. }) => format!("started {reason:?}"),

@@ -43,17 +43,21 @@ pub(super) fn make(place: &Place, number: u64, setup: &Setup<'_>) -> Result<Data
 
 /// What of these entries a new generation starts with, in their lines.
 pub(super) fn carried(entries: Entries) -> impl Iterator<Item = Result<(Vec<u8>, Vec<u8>), StoreError>> {
-    let alive = entries.into_iter().filter(|((kind, _), (_, payload))| is_carried(*kind, payload));
+    let alive = entries.into_iter().filter(|((kind, key), (_, payload))| is_carried(*kind, key, payload));
     alive.map(|((kind, key), (commit, payload))| {
         let put = Put { kind, key, payload };
         Ok((put.database_key(), put.line(commit)))
     })
 }
 
-/// The chain's own values are written anew, and records stay where they are.
-const fn is_carried(kind: Kind, payload: &[u8]) -> bool {
-    let own = matches!(kind, Kind::Epoch | Kind::Fence | Kind::Generation | Kind::Record | Kind::Word);
-    !own && !payload.is_empty()
+/// What the chain itself keeps account of is written anew, and records stay where they are.
+fn is_carried(kind: Kind, key: &str, payload: &[u8]) -> bool {
+    let state = match kind {
+        Kind::Epoch | Kind::Fence | Kind::Generation | Kind::Record => false,
+        Kind::Word => matches!(key, word::MACHINE | word::UNPROVEN),
+        Kind::Alarm | Kind::Answer | Kind::Boot | Kind::Count => true,
+    };
+    state && !payload.is_empty()
 }
 
 impl Chain {
@@ -86,14 +90,7 @@ impl Chain {
             Put::word(word::SETTLED, &self.settled_saved),
             Put::word(word::MADE, &self.made),
         ];
-        let machine = self.machine.iter().map(|machine| Put::word(word::MACHINE, machine)).collect::<Vec<_>>();
-        generations
-            .into_iter()
-            .chain(epochs)
-            .chain(words)
-            .chain(machine)
-            .chain(Put::fence())
-            .for_each(|put| self.put(put));
+        generations.into_iter().chain(epochs).chain(words).chain(Put::fence()).for_each(|put| self.put(put));
         self.write(sled::Batch::default())?;
         let number = self.parts.last().expect("one is open").number;
         self.place.make_durable(number).map_err(|e| self.failed(&e))
@@ -287,7 +284,7 @@ fn states(database: &Database) -> impl Iterator<Item = Result<(Vec<u8>, Vec<u8>)
             } else {
                 key.clone()
             });
-            let alive = Envelope::read(&line).is_some_and(|(line, _)| is_carried(line.kind, line.payload));
+            let alive = Envelope::read(&line).is_some_and(|(line, _)| is_carried(line.kind, line.key, line.payload));
             if alive {
                 return Some(Ok((key.to_vec(), line.to_vec())));
             }

@@ -227,7 +227,8 @@ fn the_document_shows_what_is_stored() {
         format!("(format {FORMAT})"),
     ];
     wanted.extend(Kind::ALL.map(|kind| format!("\n| `{}` | ", char::from(kind.letter()))));
-    let words = [word::FORMAT, word::MADE, word::MACHINE, word::NEXT, word::SETTLED, word::SESSION, word::VOID];
+    let words =
+        [word::FORMAT, word::MADE, word::MACHINE, word::NEXT, word::SETTLED, word::SESSION, word::UNPROVEN, word::VOID];
     wanted.extend(words.map(|word| format!("`{word}`")));
     let missing: Vec<String> = wanted.into_iter().filter(|part| !DOCUMENT.contains(part)).collect();
     assert!(missing.is_empty(), "the document lacks:\n{}", missing.join("\n"));

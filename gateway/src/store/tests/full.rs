@@ -75,6 +75,60 @@ async fn without_any_room_a_commit_waits_and_then_is_there_once() {
 }
 
 #[tokio::test]
+async fn what_a_record_replaces_waits_for_room_with_it() {
+    let (dir, killed, is_full) = (folder(), folder(), Arc::default());
+    let rig = Rig::open_on(&options(dir.path()), &disk_that_fills(&is_full));
+    let mut space = rig.store.space();
+    rig.append(1..=3).await;
+    let epoch = rig.recovered.epoch.clone();
+    is_full.store(true, Ordering::SeqCst);
+    {
+        let records = vec![raised(&epoch, 4, "panel/door/door-open"), raised(&epoch, 5, "panel/door/door-open")];
+        let waits = rig.store.commit(Commit { records, replaced: vec![2, 3], ..Commit::default() });
+        tokio::pin!(waits);
+        tokio::select! {
+            done = &mut waits => panic!("there is no room: {done:?}"),
+            () = until(&mut space, Space::None) => {}
+        }
+        assert_eq!(rig.store.head(Lane::Alarm).borrow().records, 3, "what is not durable is not shown");
+        copy(dir.path(), killed.path());
+        is_full.store(false, Ordering::SeqCst);
+        waits.await.expect("commits");
+    }
+    assert_eq!(sequences(&rig.waiting(Lane::Alarm).await), [1, 4, 5]);
+    rig.close();
+    let rig = Rig::open(dir.path());
+    assert_eq!(sequences(&rig.waiting(Lane::Alarm).await), [1, 4, 5]);
+    rig.close();
+    let rig = Rig::open(killed.path());
+    let found = sequences(&rig.waiting(Lane::Alarm).await);
+    assert!(found == [1, 2, 3] || found == [1, 4, 5], "{found:?}");
+    rig.close();
+}
+
+#[tokio::test]
+async fn a_disk_that_is_full_when_a_generation_begins_gets_nothing_twice() {
+    let dir = folder();
+    let (met, full_once) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (begun, is_full) = (met.clone(), full_once.clone());
+    let disk: SyncFile = Arc::new(move |folder, _| {
+        let now = folder.ends_with("alarm-2") && is_full.load(Ordering::SeqCst) && !begun.swap(true, Ordering::SeqCst);
+        if now { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    });
+    let small = Options { generation_size: 1024 * 1024, ..options(dir.path()) };
+    let rig = Rig::open_on(&small, &disk);
+    full_once.store(true, Ordering::SeqCst);
+    let mut next = 1;
+    while !met.load(Ordering::SeqCst) {
+        rig.append(next..=next + 99).await;
+        next += 100;
+    }
+    rig.append(next..=next).await;
+    assert_eq!(sequences(&rig.waiting(Lane::Alarm).await), (1..=next).collect::<Vec<_>>());
+    rig.close();
+}
+
+#[tokio::test]
 async fn a_stop_does_not_wait_for_room() {
     let (dir, is_full) = (folder(), Arc::default());
     let rig = Rig::open_on(&options(dir.path()), &disk_that_fills(&is_full));

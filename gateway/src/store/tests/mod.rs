@@ -154,6 +154,7 @@ fn everything(epoch: &Epoch) -> Commit {
         answers: vec![answer("later", 9, "boot-1"), answer("earlier", 8, "boot-1")],
         forgotten_answers: vec![],
         boots: Some(boots),
+        ..Commit::default()
     }
 }
 

@@ -277,6 +277,9 @@ pub struct Vitals {
     pub backlog: Backlog,
     /// Alarms that are not NORM.
     pub alarms_standing: u64,
+    /// Bytes written to storage a day, at the rate of the last hours; absent in the first hour.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub written_day_bytes: Option<u64>,
     /// How full the outbox is, once it was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outbox: Option<OutboxVitals>,

@@ -29,7 +29,7 @@ use crate::{
     config::BrokerUrl,
     metrics::{Histogram, IntCounter},
     record::Lane,
-    store::{Head, StoreError, Stored},
+    store::{Head, StoreError, Stored, Unproven},
     uplink::{
         delivery::{Delivery, Hold, Queue, Want, is_overdue},
         message::{Message, OfflineReason},
@@ -77,6 +77,8 @@ pub(super) enum End {
     },
     /// Left in good order, because certificate files changed.
     Renewed,
+    /// It only read back, and what the command center knows is dealt with: the next one delivers.
+    ReadBack,
     /// It broke.
     Down {
         /// Why.
@@ -95,8 +97,10 @@ enum Phase {
     ReadingBack {
         since: Now,
     },
-    /// The pipeline begins a new epoch, because the store was rolled back.
-    RollingBack,
+    /// The pipeline begins a new epoch, because the store was rolled back, or notes that it was not.
+    Numbering,
+    /// All is done that a connection is for that only reads back.
+    HasReadBack,
     /// The read-back is complete: correct what is wrong in it.
     Beginning,
     Delivering,
@@ -176,7 +180,7 @@ enum Done {
         position: u64,
         durable: bool,
     },
-    RolledBack,
+    Numbered,
     /// What [`Delivery::wants`] asked for.
     Read {
         want: Want,
@@ -220,6 +224,8 @@ pub(super) struct Connection<'a> {
     wire: Wire,
     delivery: &'a mut Delivery,
     limits: Option<Limits>,
+    /// Stands on a connection that only reads back: the numbering in doubt.
+    unproven: Option<Unproven>,
     phase: Phase,
     up_since: Option<Now>,
     heads: [watch::Receiver<Head>; 2],
@@ -286,6 +292,7 @@ impl<'a> Connection<'a> {
         kept: &'a mut Kept,
         alarms_standing: u64,
         certificates: Certificates,
+        unproven: Option<Unproven>,
     ) -> Self {
         Self {
             task,
@@ -295,6 +302,7 @@ impl<'a> Connection<'a> {
             wire,
             delivery,
             limits: None,
+            unproven,
             phase: Phase::Connecting,
             up_since: None,
             heads: Lane::ALL.map(|lane| task.store.head(lane)),
@@ -361,6 +369,10 @@ impl<'a> Connection<'a> {
             let (beat, store) = (self.task.beat.clone(), self.task.store.clone());
             beat.excused(|| store.waits_for_room(), self.settle()).await?;
             beat.excused(|| store.waits_for_room(), self.pump()).await?;
+            if self.phase == Phase::HasReadBack {
+                self.wire.disconnect(DISCONNECT_MAX).await;
+                return Ok(self.parting.map_or(End::ReadBack, Parting::end));
+            }
             if let (Phase::Leaving { since }, Some(parting)) = (self.phase, self.parting)
                 && (self.farewell_said() || self.task.clock.now().since(since) >= LAST_STATUS_MAX)
             {
@@ -398,6 +410,11 @@ impl<'a> Connection<'a> {
                 return self.tick();
             }
             Wake::Stop if self.up_since.is_none() => return Some(End::Stopped),
+            // Without last words: what the status says is still needed.
+            Wake::Stop if self.unproven.is_some() => {
+                self.parting = Some(Parting::Stop);
+                self.phase = Phase::HasReadBack;
+            }
             Wake::Stop => self.part(Parting::Stop),
         }
         None
@@ -418,8 +435,10 @@ impl<'a> Connection<'a> {
             }
             Done::Declared { lane, position, durable: true } => self.declared.push((lane, position)),
             Done::Declared { lane, position, durable: false } => self.delivery.forget(lane, position),
-            Done::RolledBack if self.phase == Phase::RollingBack => self.phase = Phase::Beginning,
-            Done::RolledBack => {}
+            Done::Numbered if self.phase == Phase::Numbering => {
+                self.phase = if self.unproven.is_some() { Phase::HasReadBack } else { Phase::Beginning };
+            }
+            Done::Numbered => {}
             Done::Read { want, records, next_position } => {
                 self.reading.retain(|queue| *queue != want.queue);
                 self.delivery.offer(want, records, next_position);

@@ -9,7 +9,7 @@ use super::{Connection, Done, Phase, SCAN_PAGE, SIDE_SLOTS, Side, index, publish
 use crate::{
     alarm::{AlarmState, Told},
     pipeline::Input,
-    record::{Body, Epoch, Lane, LaneStatus, Record},
+    record::{Body, Epoch, Lane, LaneStatus, LastKnown, Record},
     status::Link,
     store::{Head, StoreError},
     uplink::{
@@ -25,17 +25,21 @@ impl Connection<'_> {
     pub(super) fn up(&mut self, limits: Limits) {
         let now = self.task.clock.now();
         let about = &self.task.about;
-        let mut filters: Vec<String> =
-            ["status", "alarm/#", "command", "receipt"].map(|topic| about.topic(topic)).into();
+        let mut filters: Vec<String> = ["status", "alarm/#"].map(|topic| about.topic(topic)).into();
         filters.push(self.marker_topic());
-        if self.task.center.hold_when_center_offline {
-            filters.push(about.center_status_topic());
+        if self.unproven.is_none() {
+            filters.extend(["command", "receipt"].map(|topic| about.topic(topic)));
+            filters.extend(self.task.center.hold_when_center_offline.then(|| about.center_status_topic()));
         }
         self.limits = Some(limits);
         self.up_since = Some(now);
         self.phase = Phase::Subscribing { since: now };
         if !self.wire.subscribe(&filters) {
             tracing::warn!("the subscription did not fit a new connection's queue");
+        }
+        if self.unproven.is_some() {
+            tracing::info!(broker = %self.url, "asking the command center which of our numbers it knows");
+            return;
         }
         self.task.metrics.uplink_connected.set(1);
         self.task.post(self.url, Some(self.session), Link::Connected);
@@ -49,7 +53,7 @@ impl Connection<'_> {
         if granted.contains(&false) {
             tracing::warn!(
                 ?granted,
-                "the broker refuses some subscriptions: status, alarm/#, command, receipt, reply/readback"
+                "the broker refuses some subscriptions: status, alarm/#, reply/readback, command, receipt"
             );
         }
         self.phase = Phase::ReadingBack { since: self.task.clock.now() };
@@ -71,19 +75,24 @@ impl Connection<'_> {
             return;
         }
         let [a, t] = self.heads.each_ref().map(|head| head.borrow().status.clone());
-        let Some(known) = self.read_back.rolled_back(&a, &t) else {
+        let (durable, done) = oneshot::channel();
+        let input = match &self.unproven {
+            None => self.read_back.rolled_back(&a, &t).map(|known| rolled_back(known, durable)),
+            Some(unproven) => Some(match self.read_back.contradicts(unproven) {
+                Some(known) => rolled_back(known, durable),
+                None => Input::Proven { durable },
+            }),
+        };
+        let Some(input) = input else {
             self.phase = Phase::Beginning;
             return;
         };
-        tracing::error!(known.a, known.t, "the center knows higher numbers than the store: beginning a new epoch");
-        self.phase = Phase::RollingBack;
+        self.phase = Phase::Numbering;
         let pipeline = self.task.pipeline.clone();
         self.pending.push(Box::pin(async move {
-            let (durable, done) = oneshot::channel();
-            let epoch = Epoch::random().expect("a kernel that runs us gives random numbers");
-            let _ = pipeline.send(Input::RolledBack { known, epoch, durable }).await;
+            let _ = pipeline.send(input).await;
             match done.await {
-                Ok(()) => Done::RolledBack,
+                Ok(()) => Done::Numbered,
                 // Without a pipeline the daemon is about to end, and nothing may be sent under the old numbers.
                 Err(_) => std::future::pending().await,
             }
@@ -141,6 +150,13 @@ impl Connection<'_> {
         }
         Ok(())
     }
+}
+
+/// The center knows more of our numbers than the store.
+fn rolled_back(known: LastKnown, durable: oneshot::Sender<()>) -> Input {
+    tracing::error!(known.a, known.t, "the center knows other records under our numbers: beginning a new epoch");
+    let epoch = Epoch::random().expect("a kernel that runs us gives random numbers");
+    Input::RolledBack { known, epoch, durable }
 }
 
 /// Which alarms' last events still wait in the store.

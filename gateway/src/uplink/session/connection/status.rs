@@ -76,6 +76,7 @@ pub(in crate::uplink::session) fn status(
             uptime_s: now.since(task.started).as_secs(),
             backlog: message::Backlog { a: a.records, t: t.records },
             alarms_standing,
+            written_day_bytes: task.board.written().and_then(|written| written.day_bytes),
             outbox: task.board.outbox().map(|outbox| message::OutboxVitals {
                 disk_bytes: outbox.disk_bytes,
                 quota_bytes: outbox.quota_bytes,
