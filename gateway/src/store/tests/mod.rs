@@ -2,6 +2,7 @@
 //! The whole store on a real folder: what is acknowledged comes back, whatever happened in between.
 
 mod damage;
+mod damage_table;
 mod epochs;
 mod full;
 mod generations;
