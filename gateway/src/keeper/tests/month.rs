@@ -10,7 +10,7 @@ const TURN_EVERY: u64 = 30;
 
 /// `GARDU_DAYS` asks for more; the quota grows with them, 16 MiB for a month.
 fn days() -> u64 {
-    std::env::var("GARDU_DAYS").map_or(3, |days| days.parse().expect("a number"))
+    std::env::var("GARDU_DAYS").map_or(2, |days| days.parse().expect("a number"))
 }
 
 #[tokio::test]
