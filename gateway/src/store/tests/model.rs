@@ -1,6 +1,6 @@
 //! The store against a small model of it, through any steps.
 
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::TestRunner};
 
 use super::*;
 
@@ -229,16 +229,25 @@ async fn check_steps(steps: Vec<Step>) {
     rig.close();
 }
 
-/// `GARDU_CASES` asks for more.
-fn cases() -> u32 {
-    std::env::var("GARDU_CASES").map_or(300, |cases| cases.parse().expect("a number"))
-}
+/// Cases at once: they wait for groups to be gathered more than they work.
+const AT_ONCE: u32 = 8;
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
-    #[test]
-    fn it_is_what_a_small_model_says_through_any_steps(steps in prop::collection::vec(step(), 1..24)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
-        runtime.block_on(check_steps(steps));
+/// `GARDU_CASES` asks for more than 300.
+#[test]
+fn it_is_what_a_small_model_says_through_any_steps() {
+    let cases: u32 = std::env::var("GARDU_CASES").map_or(300, |cases| cases.parse().expect("a number"));
+    let check = move || {
+        let config =
+            ProptestConfig { cases: cases.div_ceil(AT_ONCE), source_file: Some(file!()), ..ProptestConfig::default() };
+        let any_steps = prop::collection::vec(step(), 1..20);
+        TestRunner::new(config).run(&any_steps, |steps| {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
+            runtime.block_on(check_steps(steps));
+            Ok(())
+        })
+    };
+    let threads: Vec<_> = (0..AT_ONCE).map(|_| std::thread::spawn(check)).collect();
+    for thread in threads {
+        thread.join().expect("no panic outside of a case").unwrap_or_else(|failure| panic!("{failure}"));
     }
 }
