@@ -410,6 +410,7 @@ fn class(written: &Written, target: &Path) -> &'static str {
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "the table is for people")]
 fn whatever_is_damaged_it_opens_and_what_is_lost_is_told() {
     let number = |name| std::env::var(name).ok().map(|number| number.parse::<u64>().expect("a number"));
     let seed = number("GARDU_SEED").unwrap_or_else(|| fastrand::u64(..));
