@@ -1,6 +1,8 @@
 #![expect(clippy::disallowed_methods, reason = "tests run the store's threads and the pipeline themselves")]
 //! The keeper on a real store and a real pipeline: what was declared is exactly what can no longer arrive.
 
+mod month;
+
 use std::{
     collections::BTreeMap,
     path::Path,
@@ -76,11 +78,14 @@ fn rule(severity: Severity) -> Rule {
 
 impl Rig {
     fn new() -> Self {
+        Self::of(MAX_SIZE, 128 * KIB, 24 * HOUR)
+    }
+
+    fn of(max_size: u64, generation_size: u64, telemetry_max_age: Duration) -> Self {
         let folder = folder();
         let (clock, metrics) = (Clock::manual("boot", at(0)), Metrics::new());
         let (path, boot) = (folder.path().to_owned(), clock.boot().clone());
-        let options =
-            Options { path: path.clone(), machine: "m".into(), boot: boot.clone(), generation_size: 128 * KIB };
+        let options = Options { path: path.clone(), machine: "m".into(), boot: boot.clone(), generation_size };
         let (store, recovered, committers) = store::open(&options, &metrics).expect("opens");
         let threads = committers.into_iter().map(|(_, work)| std::thread::spawn(work)).collect();
         let report = |pattern, report| (Selector::parse(pattern).expect("a pattern"), About { unit: None, report });
@@ -109,7 +114,7 @@ impl Rig {
             raised: Raised::default(),
         };
         let keeper = Keeper::new(KeeperTask {
-            outbox: Outbox { path, max_size: MAX_SIZE, telemetry_max_age: 24 * HOUR, write_budget_bytes: None },
+            outbox: Outbox { path, max_size, telemetry_max_age, write_budget_bytes: None },
             store,
             pipeline: inputs,
             board,
@@ -223,7 +228,7 @@ impl Rig {
 
     fn measured(&self) -> (Measured, Shares) {
         let measured = disk::measure(&self.keeper.task.outbox.path).expect("measures");
-        (measured, Shares::of(MAX_SIZE, &measured))
+        (measured, Shares::of(self.keeper.task.outbox.max_size, &measured))
     }
 
     /// Generations from which something was given up for this reason.

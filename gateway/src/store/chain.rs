@@ -22,7 +22,7 @@ use super::{
     envelope::{Envelope, Kind, RecordKey},
     guard::{Found, Looker},
     layout::{Chunks, EpochMeta, MadeMeta, NextMeta, Numbered, Put, SealedMeta, Write, record_key, word},
-    mark::{Mark, MarkFile, RESERVED_AT_ONCE},
+    mark::{Mark, MarkFile, RESERVED_AT_ONCE, SETTLED_RUNS_MAX},
     place::Place,
     settled::Settled,
 };
@@ -366,13 +366,14 @@ impl Chain {
     /// Stages what is settled, if that changed, and takes leave of what it makes needless; returns drained generations.
     fn stage_settled(&mut self) -> Vec<u64> {
         let ranges = self.settled.saved();
-        if ranges == self.settled_saved {
-            return Vec::new();
-        }
         let covered = |first: u64, end: u64| ranges.iter().any(|(from, to)| *from <= first && end <= to + 1);
         let (open, sealed) = self.parts.split_last().expect("one is open");
         let drained: Vec<u64> =
             sealed.iter().filter(|part| covered(part.first, part.end)).map(|part| part.number).collect();
+        // One may have been drained before it was sealed.
+        if ranges == self.settled_saved && drained.is_empty() {
+            return drained;
+        }
         let ends = self.earlier.iter().skip(1).map(|next| next.base).chain([self.staged.epoch.base]);
         let over: Vec<Put> = self
             .earlier
@@ -396,13 +397,12 @@ impl Chain {
     }
 
     fn mark(&self, closed: bool) -> Mark {
-        let watermark = self.settled_saved.first().map_or(0, |(_, last)| *last);
         Mark {
             commit: self.commit,
             epoch: self.durable.epoch.epoch.clone(),
             base: self.durable.epoch.base,
             next: self.durable.next_position,
-            settled: watermark,
+            settled: self.settled_saved.iter().take(SETTLED_RUNS_MAX).copied().collect(),
             reserved: self.mark.reserved().max(self.staged.next_position),
             boot: self.boot.clone(),
             closed,

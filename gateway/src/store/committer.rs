@@ -217,6 +217,8 @@ impl Committer {
                 done();
             }
             Job::Compact { number, done } => {
+                // What is settled must be so on stable storage before its records go.
+                self.write()?;
                 match self.chain.compact(number) {
                     // The generation is as it was.
                     Err(StoreError::Full { .. }) => {}

@@ -193,7 +193,7 @@ impl Looker<'_> {
         let mut settled = view.word::<Vec<(u64, u64)>>(word::SETTLED).and_then(|ranges| Settled::load(&ranges, end));
         let settled = settled.get_or_insert_with(Settled::new);
         if let Some(mark) = mark {
-            settled.insert_all(1, mark.settled);
+            mark.settled.iter().for_each(|(first, last)| settled.insert_all(*first, *last));
         }
         let mut epochs = epochs(&view);
         if let Some(Mark { epoch, base, .. }) = mark

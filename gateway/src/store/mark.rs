@@ -30,6 +30,9 @@ const PREFIX: &str = "gardu2 mark ";
 /// Fewer would sync the mark more often than once in a dozen large commits; more would bound a loss less closely.
 pub(super) const RESERVED_AT_ONCE: u64 = 4096;
 
+/// Runs of settled positions in a mark at most: more would not fit, with numbers of ten digits.
+pub(super) const SETTLED_RUNS_MAX: usize = 12;
+
 /// What a mark says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Mark {
@@ -41,8 +44,8 @@ pub(super) struct Mark {
     pub(super) base: u64,
     /// The position the next record gets.
     pub(super) next: u64,
-    /// All positions up to here are settled.
-    pub(super) settled: u64,
+    /// Runs of settled positions, the lowest; as many as fit.
+    pub(super) settled: Vec<(u64, u64)>,
     /// Positions below may be in use without a newer mark.
     pub(super) reserved: u64,
     /// In which boot it was written.
@@ -63,8 +66,14 @@ impl Mark {
     }
 
     fn slot(&self) -> [u8; SLOT_SIZE] {
-        let json = json(self);
-        let line = [format!("{PREFIX}{:08x} ", crc32fast::hash(&json)).as_bytes(), &json, b"\n"].concat();
+        let mut mark = self.clone();
+        let line = loop {
+            let json = json(&mark);
+            let line = [format!("{PREFIX}{:08x} ", crc32fast::hash(&json)).as_bytes(), &json, b"\n"].concat();
+            if line.len() <= SLOT_SIZE || mark.settled.pop().is_none() {
+                break line;
+            }
+        };
         let mut slot = [b' '; SLOT_SIZE];
         slot[..line.len()].copy_from_slice(&line);
         slot
@@ -144,7 +153,7 @@ mod tests {
 
     fn mark(commit: u64) -> Mark {
         let boot = BootId::new("0f0e0d0c-0b0a-0908-0706-050403020100");
-        let (base, next, settled, reserved) = (u64::MAX, u64::MAX, u64::MAX, u64::MAX);
+        let (base, next, settled, reserved) = (u64::MAX, u64::MAX, vec![(0, u64::MAX)], u64::MAX);
         Mark { commit, epoch: epoch('z'), base, next, settled, reserved, boot, closed: false }
     }
 
@@ -158,6 +167,19 @@ mod tests {
             damaged[at] ^= 1;
             assert_eq!(Mark::of_slot(&damaged), None, "{at}");
         }
+    }
+
+    #[test]
+    fn runs_that_do_not_fit_are_left_out_from_above() {
+        let runs: Vec<(u64, u64)> = (0..20).map(|n| (u64::MAX - 100 + 2 * n, u64::MAX - 100 + 2 * n)).collect();
+        let found = Mark::of_slot(&Mark { settled: runs.clone(), ..mark(1) }.slot()).expect("whole");
+        assert!(!found.settled.is_empty() && runs.starts_with(&found.settled), "{found:?}");
+        let usual = Mark {
+            settled: runs[..SETTLED_RUNS_MAX].iter().map(|_| (1_000_000_000, 1_000_000_009)).collect(),
+            ..mark(1)
+        };
+        let usual = Mark { base: 1_000_000_000, next: 1_000_000_000, reserved: 1_000_000_000, ..usual };
+        assert_eq!(Mark::of_slot(&usual.slot()), Some(usual));
     }
 
     #[test]

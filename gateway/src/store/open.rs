@@ -13,7 +13,7 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::watch;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::{
     Lines, Next, OpenError, Options, Recovered, Started, Store, StoreError, Unproven,
@@ -171,7 +171,12 @@ fn start(
 /// One process at a time, over both chains and the repair of them. The lock goes with the process, however it ends.
 fn lock(path: &Path) -> Result<File, OpenError> {
     fs::create_dir_all(path).map_err(|e| refused(path, &e))?;
-    let file = File::options().create(true).truncate(false).write(true).open(path.join("lock"));
+    let lock = path.join("lock");
+    if lock.is_dir() {
+        warn!(path = %lock.display(), "a folder lies where the lock should be and is removed");
+        fs::remove_dir_all(&lock).map_err(|e| refused(path, &e))?;
+    }
+    let file = File::options().create(true).truncate(false).write(true).open(lock);
     let file = file.map_err(|e| refused(path, &e))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),

@@ -30,13 +30,17 @@ pub(super) struct Patient {
     at: u64,
 }
 
+/// Whether there is no file of that name, rather than one that cannot be read.
+pub(super) fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
 impl Patient {
     /// Opens a file; none if there is no file of that name.
     pub(super) fn open(path: &Path) -> io::Result<Option<Self>> {
-        let absent = |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
         match File::open(path) {
             Ok(file) => Ok(file.metadata()?.is_file().then_some(Self { file, at: 0 })),
-            Err(error) if absent(&error) => Ok(None),
+            Err(error) if is_absent(&error) => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -13,7 +13,7 @@ use crate::store::{
     guard::survey,
     layout::{Entries, FORMAT, MadeMeta, Put, SealedMeta, word},
     place::Place,
-    raw::{Bytes, View},
+    raw::{Bytes, View, is_absent},
     sealed::Sealed,
 };
 
@@ -204,7 +204,12 @@ impl Chain {
     pub(in crate::store) fn compact(&mut self, number: u64) -> Result<(), StoreError> {
         let (_, sealed) = self.parts.split_last().expect("one is open");
         let Some(part) = sealed.iter().find(|part| part.number == number).cloned() else { return Ok(()) };
-        let old = Sealed::open(&self.place.data(number), self.lane).map_err(|e| self.unreadable(&e))?;
+        let old = match Sealed::open(&self.place.data(number), self.lane) {
+            Ok(old) => old,
+            // Someone has taken it away.
+            Err(error) if is_absent(&error) => return self.survey(),
+            Err(error) => return Err(self.unreadable(&error)),
+        };
         let waits = |position: &u64| (part.first..part.end).contains(position) && !self.settled.contains(*position);
         let lines = old.positions().filter(waits).filter_map(|position| old.line(position));
         let mut bytes = 0;

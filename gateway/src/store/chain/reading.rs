@@ -11,6 +11,7 @@ use crate::{
         StoreError, Stored,
         envelope::{Envelope, Kind},
         layout::{States, database_key, parse, record_key},
+        raw::is_absent,
         sealed::Sealed,
     },
 };
@@ -46,10 +47,16 @@ impl Chain {
             && let Some(next) = self.next_waiting(at)
         {
             match self.line(next)? {
-                Line::There(stored) => found.push(stored),
-                Line::Gone => self.lose(next)?,
+                Line::There(stored) => {
+                    found.push(stored);
+                    at = next + 1;
+                }
+                // It is missing now, or it was found elsewhere.
+                Line::Gone => {
+                    self.lose(next)?;
+                    at = next;
+                }
             }
-            at = next + 1;
         }
         Ok(found)
     }
@@ -95,7 +102,7 @@ impl Chain {
         } else {
             let sealed = match Sealed::open(&self.place.data(number), self.lane) {
                 Ok(sealed) => sealed,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                Err(error) if is_absent(&error) => return Ok(None),
                 Err(error) => {
                     return Err(StoreError::Read { chain: self.name(), reason: error.to_string().into() });
                 }

@@ -177,6 +177,74 @@ async fn sealed_generations_that_were_swapped_lose_nothing() {
 }
 
 #[tokio::test]
+async fn what_is_found_in_another_generation_is_read_at_once() {
+    let dir = folder();
+    let rig = Rig::open(dir.path());
+    rig.append(1..=10).await;
+    rig.store.rotate(Lane::Alarm).await.expect("rotates");
+    rig.append(11..=25).await;
+    rig.store.rotate(Lane::Alarm).await.expect("rotates");
+    rig.store.settle(Lane::Alarm, vec![(1, 3)]).await.expect("settles");
+    rig.close();
+    for (from, to) in [(1, 9), (2, 1), (9, 2)] {
+        let path = |n: u32| dir.path().join(format!("alarm-{n}"));
+        fs::rename(path(from), path(to)).expect("renames");
+    }
+    let rig = Rig::open(dir.path());
+    assert_eq!(rig.store.head(Lane::Alarm).borrow().oldest, Some((BootId::new("boot-1"), now(4))));
+    assert_eq!(sequences(&rig.waiting(Lane::Alarm).await), (4..=25).collect::<Vec<_>>());
+    rig.close();
+}
+
+#[tokio::test]
+async fn a_file_in_the_place_of_a_sealed_generation_is_a_loss_and_no_more() {
+    let dir = folder();
+    let rig = Rig::open(dir.path());
+    rig.append(1..=5).await;
+    rig.store.rotate(Lane::Alarm).await.expect("rotates");
+    rig.append(6..=9).await;
+    let epoch = rig.recovered.epoch.clone();
+    fs::remove_dir_all(dir.path().join("alarm-1")).expect("removes");
+    fs::write(dir.path().join("alarm-1"), "a file").expect("writes");
+    rig.store.compact(Lane::Alarm, 1).await.expect("there is nothing to rewrite");
+    assert_eq!(lost(&rig, Lane::Alarm, &epoch).await, (1..=5).collect());
+    rig.close();
+    let rig = Rig::open(dir.path());
+    assert_eq!(sequences(&rig.waiting(Lane::Alarm).await), [6, 7, 8, 9]);
+    assert_eq!(lost(&rig, Lane::Alarm, &epoch).await, (1..=5).collect());
+    rig.close();
+}
+
+#[tokio::test]
+async fn what_was_delivered_is_not_told_to_be_lost_with_the_generation_that_knew_it() {
+    let dir = folder();
+    let rig = Rig::open(dir.path());
+    for n in 0..3 {
+        rig.append(n * 10 + 1..=n * 10 + 10).await;
+        rig.store.rotate(Lane::Alarm).await.expect("rotates");
+    }
+    rig.store.settle(Lane::Alarm, vec![(11, 20)]).await.expect("settles");
+    rig.append(31..=33).await;
+    let epoch = rig.recovered.epoch.clone();
+    rig.close();
+    assert!(!dir.path().join("alarm-2").exists(), "drained");
+    fs::remove_dir_all(dir.path().join("alarm-4")).expect("removes");
+    let rig = Rig::open(dir.path());
+    assert_eq!(sequences(&rig.waiting(Lane::Alarm).await), (1..=10).chain(21..=30).collect::<Vec<_>>());
+    assert_eq!(lost(&rig, Lane::Alarm, &epoch).await, (31..=33).collect());
+    rig.close();
+}
+
+#[test]
+fn a_folder_in_the_place_of_the_lock_does_not_prevent_the_start() {
+    let dir = folder();
+    Rig::open(dir.path()).close();
+    fs::remove_file(dir.path().join("lock")).expect("removes");
+    fs::create_dir(dir.path().join("lock")).expect("folder");
+    Rig::open(dir.path()).close();
+}
+
+#[tokio::test]
 async fn without_a_mark_of_this_boot_a_block_may_be_lost_and_is_not_certain() {
     let dir = folder();
     let rig = Rig::open(dir.path());

@@ -111,6 +111,37 @@ async fn many_starts_change_nothing() {
 }
 
 #[tokio::test]
+async fn a_generation_that_was_drained_before_it_was_sealed_goes_with_the_next_commit() {
+    let dir = folder();
+    let rig = Rig::open(dir.path());
+    rig.append(1..=3).await;
+    rig.store.settle(Lane::Alarm, vec![(1, 3)]).await.expect("settles");
+    rig.store.rotate(Lane::Alarm).await.expect("rotates");
+    rig.store.settle(Lane::Alarm, vec![]).await.expect("nothing to settle");
+    assert_eq!(folders(dir.path(), "alarm"), [2]);
+    rig.close();
+}
+
+#[tokio::test]
+async fn what_is_settled_is_durable_before_a_compaction_drops_it() {
+    let (dir, (seen, sizes)) = (folder(), mpsc::channel());
+    let sealed = dir.path().join("alarm-1/db");
+    let disk: SyncFile = Arc::new(move |_, _| {
+        let _ = seen.send(sealed.metadata().map_or(0, |metadata| metadata.len()));
+        Ok(())
+    });
+    let rig = Rig::open_on(&options(dir.path()), &disk);
+    rig.append(1..=30).await;
+    rig.store.rotate(Lane::Alarm).await.expect("rotates");
+    let before = sizes.try_iter().last().expect("synced");
+    rig.store.confirm(Lane::Alarm, (1..=29).collect()).await.expect("queued");
+    rig.store.compact(Lane::Alarm, 1).await.expect("compacts");
+    let (first, last) = (sizes.recv().expect("synced"), sizes.try_iter().last().expect("synced"));
+    assert!(first == before && last < before, "{first} then {last} bytes, {before} before");
+    rig.close();
+}
+
+#[tokio::test]
 async fn a_generation_that_was_never_finished_is_not_missed() {
     let dir = folder();
     let rig = Rig::open(dir.path());

@@ -2,6 +2,7 @@
 //! The whole store on a real folder: what is acknowledged comes back, whatever happened in between.
 
 mod damage;
+mod damage_table;
 mod epochs;
 mod full;
 mod generations;
@@ -120,8 +121,10 @@ fn syncs(metrics: &Metrics, chain: &str) -> u64 {
 
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("folder");
-    for entry in fs::read_dir(from).expect("folder") {
-        let entry = entry.expect("entry");
+    let mut entries: Vec<_> = fs::read_dir(from).expect("folder").map(|entry| entry.expect("entry")).collect();
+    // The marks first: what a kill leaves never lacks what the mark knows, even if a commit is under way.
+    entries.sort_by_key(|entry| entry.path().is_dir());
+    for entry in entries {
         let target = to.join(entry.file_name());
         if entry.file_type().expect("type").is_dir() {
             copy(&entry.path(), &target);
