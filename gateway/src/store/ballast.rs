@@ -14,14 +14,18 @@ use std::{
 };
 
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
+
+use crate::metrics::Metrics;
 
 /// Free bytes beside the ballast before it is taken back: what evicting and sealing need at once.
 const SPARE: u64 = 8 * 1024 * 1024;
 
 /// How much room the disk has for the store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Space {
     /// As much as the quota wants.
     Enough,
@@ -40,12 +44,13 @@ pub(super) struct Ballast {
     turn: Mutex<()>,
     waiting: [AtomicBool; 2],
     space: watch::Sender<Space>,
+    metrics: Metrics,
 }
 
 impl Ballast {
-    pub(super) fn new(root: &std::path::Path, size: u64) -> Self {
+    pub(super) fn new(root: &std::path::Path, size: u64, metrics: &Metrics) -> Self {
         let (path, space) = (root.join("ballast"), watch::Sender::new(Space::Enough));
-        Self { path, size, turn: Mutex::new(()), waiting: Default::default(), space }
+        Self { path, size, turn: Mutex::new(()), waiting: Default::default(), space, metrics: metrics.clone() }
     }
 
     /// How much room there is.
@@ -109,6 +114,8 @@ impl Ballast {
             (false, true) => Space::Enough,
             (false, false) => Space::Tight,
         };
+        self.metrics.outbox_disk_full.set(i64::from(space != Space::Enough));
+        self.metrics.outbox_waits_for_room.set(i64::from(space == Space::None));
         self.space.send_if_modified(|old| {
             if *old > space && space == Space::Enough {
                 info!("there is room on the disk again");
@@ -130,7 +137,7 @@ mod tests {
     fn room_is_kept_given_up_once_and_taken_back() {
         use std::os::unix::fs::MetadataExt;
         let dir = tempfile::tempdir().expect("folder");
-        let ballast = Ballast::new(dir.path(), 1024 * 1024);
+        let ballast = Ballast::new(dir.path(), 1024 * 1024, &Metrics::new());
         let mut space = ballast.space();
         assert!(ballast.hold() && ballast.hold());
         assert!(ballast.path.metadata().expect("there").blocks() * 512 >= 1024 * 1024, "blocks are taken");
@@ -148,7 +155,7 @@ mod tests {
     #[test]
     fn where_there_is_no_room_none_is_kept() {
         let dir = tempfile::tempdir().expect("folder");
-        let ballast = Ballast::new(dir.path(), u64::MAX / 2);
+        let ballast = Ballast::new(dir.path(), u64::MAX / 2, &Metrics::new());
         assert!(!ballast.hold());
         assert!(!ballast.path.exists());
         assert_eq!(*ballast.space().borrow(), Space::Tight);

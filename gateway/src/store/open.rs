@@ -59,7 +59,7 @@ pub(super) fn open_on(
 ) -> Result<(Store, Recovered, Committers), OpenError> {
     let lock = lock(&options.path)?;
     let size = (2 * options.generation_size).min(BALLAST_SIZE_MAX);
-    let ballast = Arc::new(Ballast::new(&options.path, size));
+    let ballast = Arc::new(Ballast::new(&options.path, size, metrics));
     let is_full =
         |error: &OpenError| matches!(error, OpenError::Full { .. } | OpenError::Store(StoreError::Full { .. }));
     let mut opened = open_chains(options, metrics, sync_file);

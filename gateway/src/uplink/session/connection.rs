@@ -358,9 +358,8 @@ impl<'a> Connection<'a> {
                 self.settle().await?;
                 return Ok(end);
             }
-            let (beat, store) = (self.task.beat.clone(), self.task.store.clone());
-            beat.excused(|| store.waits_for_room(), self.settle()).await?;
-            beat.excused(|| store.waits_for_room(), self.pump()).await?;
+            self.settle().await?;
+            self.pump().await?;
             if let (Phase::Leaving { since }, Some(parting)) = (self.phase, self.parting)
                 && (self.farewell_said() || self.task.clock.now().since(since) >= LAST_STATUS_MAX)
             {
