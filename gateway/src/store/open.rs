@@ -63,7 +63,7 @@ pub(super) fn open_on(
     let is_full =
         |error: &OpenError| matches!(error, OpenError::Full { .. } | OpenError::Store(StoreError::Full { .. }));
     let mut opened = open_chains(options, metrics, sync_file);
-    if opened.as_ref().is_err_and(is_full) && ballast.release() {
+    while opened.as_ref().is_err_and(is_full) && ballast.release(ballast.releases()) {
         opened = open_chains(options, metrics, sync_file);
     }
     let (alarm, telemetry, recovered) = opened?;

@@ -17,7 +17,7 @@ use super::{
     load::random_moment,
     park::{Park, Plan, configuration},
     pause,
-    witnesses::{self, Witnesses},
+    witnesses::{self, Kept, Witnesses},
 };
 
 /// The gateway must be back in this time after whatever happened.
@@ -188,16 +188,21 @@ impl Island {
         settled("a");
     }
 
-    /// What became of the promises, after [`Island::recover`].
-    pub(crate) fn proof(&self, witnesses: &Witnesses, blows: u64) -> Proof {
+    /// Looks until each retained state is what it must be, or too long.
+    pub(crate) fn wait_for_states(&self, witnesses: &Witnesses) -> Kept {
         let deadline = Instant::now() + STATE_PATIENCE;
-        let kept = loop {
+        loop {
             let kept = witnesses.look(&self.park.center.ledger());
             if kept.wrong_states == 0 || Instant::now() > deadline {
-                break kept;
+                return kept;
             }
             pause();
-        };
+        }
+    }
+
+    /// What became of the promises, after [`Island::recover`].
+    pub(crate) fn proof(&self, witnesses: &Witnesses, blows: u64) -> Proof {
+        let kept = self.wait_for_states(witnesses);
         let ledger = self.park.center.ledger();
         let mut faults = Vec::new();
         match ledger.complete() {
