@@ -2,7 +2,7 @@
 //!
 //! Anything may fill the disk, not only we. sled cannot even be opened then, and a chain that met a full disk has to be
 //! opened again. So the space of the **ballast** is given up first, and taken back when there is plenty. When that is used
-//! up too, the **reserve** goes, a quarter of that: new records wait then, and what is stored goes on being delivered and
+//! up too, the **reserve** goes, a part of all that: new records wait then, and what is stored goes on being delivered and
 //! confirmed, which gives room back.
 
 use std::{
@@ -24,9 +24,10 @@ use crate::metrics::Metrics;
 
 /// Free bytes beside the ballast before it is taken back: what evicting and sealing need at once.
 const SPARE: u64 = 8 * 1024 * 1024;
-/// The reserve, in bytes: some hundred groups of confirmations, and a new generation.
-const RESERVE_SIZE_MIN: u64 = 1024 * 1024;
+/// The reserve, in bytes, at most: some hundred groups of confirmations, and a new generation.
 const RESERVE_SIZE_MAX: u64 = 2 * 1024 * 1024;
+/// Free bytes that a new generation and its states need, with room.
+const NEW_GENERATION: u64 = 256 * 1024;
 
 /// How much room the disk has for the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -58,9 +59,10 @@ pub(super) struct Ballast {
 
 impl Ballast {
     pub(super) fn new(root: &Path, size: u64, metrics: &Metrics) -> Self {
+        let reserve = (size / 2).min(RESERVE_SIZE_MAX);
         Self {
-            ballast: Kept { path: root.join("ballast"), size },
-            reserve: Kept { path: root.join("reserve"), size: (size / 4).clamp(RESERVE_SIZE_MIN, RESERVE_SIZE_MAX) },
+            ballast: Kept { path: root.join("ballast"), size: size - reserve },
+            reserve: Kept { path: root.join("reserve"), size: reserve },
             turn: Mutex::new(()),
             releases: AtomicU32::new(0),
             used_up: AtomicBool::new(false),
@@ -110,17 +112,22 @@ impl Ballast {
         self.tell();
     }
 
-    /// Takes the reserve back, if as much again is free for new records.
+    /// Takes the reserve back, if there is more than that.
     pub(super) fn hold_reserve(&self) {
         let _turn = self.turn();
-        self.reserve.hold(self.reserve.size);
+        self.reserve.hold(NEW_GENERATION);
         self.tell();
+    }
+
+    /// Whether a new generation can be made.
+    pub(super) fn fits_generation(&self) -> bool {
+        self.reserve.free().is_ok_and(|free| free >= NEW_GENERATION)
     }
 
     /// Takes all the room back, if there is plenty of it; true if it is held.
     pub(super) fn hold(&self) -> bool {
         let _turn = self.turn();
-        let held = self.reserve.hold(self.reserve.size) && self.ballast.hold(SPARE);
+        let held = self.reserve.hold(NEW_GENERATION) && self.ballast.hold(SPARE);
         self.tell();
         held
     }
@@ -177,10 +184,14 @@ impl Kept {
             })
     }
 
+    /// What the disk has for us.
+    fn free(&self) -> io::Result<u64> {
+        let disk = statvfs(self.path.parent().expect("it lies in the outbox"))?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
     fn take(&self, spare: u64) -> io::Result<bool> {
-        let root = self.path.parent().expect("it lies in the outbox");
-        let disk = statvfs(root)?;
-        if disk.f_bavail.saturating_mul(disk.f_frsize) < self.size + spare {
+        if self.free()? < self.size + spare {
             return Ok(false);
         }
         let taken = File::create(&self.path).and_then(|file| {
@@ -205,7 +216,7 @@ mod tests {
         let ballast = Ballast::new(dir.path(), 1024 * 1024, &Metrics::new());
         let mut space = ballast.space();
         assert!(ballast.hold() && ballast.hold());
-        assert!(ballast.ballast.path.metadata().expect("there").blocks() * 512 >= 1024 * 1024, "blocks are taken");
+        assert!(ballast.ballast.path.metadata().expect("there").blocks() * 512 >= 512 * 1024, "blocks are taken");
         assert_eq!(*space.borrow_and_update(), Space::Enough);
         assert!(ballast.release(0));
         assert_eq!(*space.borrow_and_update(), Space::Tight);

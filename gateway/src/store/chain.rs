@@ -363,13 +363,13 @@ impl Chain {
     /// Stages what is settled, if that changed, and takes leave of what it makes needless; returns drained generations.
     fn stage_settled(&mut self) -> Vec<u64> {
         let ranges = self.settled.saved();
-        if ranges == self.settled_saved {
-            return Vec::new();
-        }
         let covered = |first: u64, end: u64| ranges.iter().any(|(from, to)| *from <= first && end <= to + 1);
         let (open, sealed) = self.parts.split_last().expect("one is open");
         let drained: Vec<u64> =
             sealed.iter().filter(|part| covered(part.first, part.end)).map(|part| part.number).collect();
+        if ranges == self.settled_saved && drained.is_empty() {
+            return drained;
+        }
         let ends = self.earlier.iter().skip(1).map(|next| next.base).chain([self.staged.epoch.base]);
         let over: Vec<Put> = self
             .earlier
@@ -473,6 +473,11 @@ impl Chain {
             group.iter().try_for_each(|write| self.stage(write))?;
         }
         self.commit()
+    }
+
+    /// Whether everything stored was delivered, and still takes room.
+    pub(super) fn is_delivered(&self) -> bool {
+        self.waiting() == 0 && self.parts.last().is_some_and(|open| open.first < open.end)
     }
 
     /// Records that wait.

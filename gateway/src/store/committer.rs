@@ -211,6 +211,12 @@ impl Committer {
     fn let_go(&mut self) -> Result<(), StoreError> {
         if !self.held_back.is_empty() && self.ballast.is_used_up() {
             self.ballast.hold_reserve();
+            if self.ballast.is_used_up() && self.chain.is_delivered() && self.ballast.fits_generation() {
+                // What was delivered takes its room along.
+                self.take(Job::Rotate(Box::new(|| {})))?;
+                self.write()?;
+                self.ballast.hold_reserve();
+            }
         }
         while !self.ballast.is_used_up() && !self.full() {
             let Some((job, _room)) = self.held_back.pop_front() else { break };

@@ -128,6 +128,13 @@ impl Gateway {
         }
     }
 
+    /// Waits until it ends by itself; returns its exit code.
+    pub(crate) fn wait_until_ended(&mut self) -> Option<i32> {
+        until("the gateway ends by itself", || !self.runs());
+        let ended = self.child.take().expect("it ran").wait();
+        ended.expect("it is our child").code()
+    }
+
     /// Waits until the daemon says that it is ready.
     pub(crate) fn wait_until_ready(&mut self) {
         let deadline = Instant::now() + PATIENCE;
