@@ -60,8 +60,12 @@ fn fills(disk: Disk) {
         assert!(String::from_utf8_lossy(&status.stdout).contains("THE DISK IS FULL"), "{status:?}");
 
         // Full, without the center: nobody is told a lie, and nobody is restarted.
+        witnesses.rest();
+        witnesses.wait_until_idle();
+        island.settle();
         island.set_uplink(Uplink::Away);
         island.card.fill();
+        witnesses.work();
         let mut seen = (0, Instant::now());
         until("nothing can be stored, for longer than a watchdog would wait", || {
             assert!(island.park.gateway.is_healthy(), "{}", island.park.gateway.log());

@@ -66,7 +66,9 @@ pub(super) fn open_on(
     while opened.as_ref().is_err_and(is_full) && ballast.release(ballast.releases()) {
         opened = open_chains(options, metrics, sync_file);
     }
-    let (alarm, telemetry, recovered) = opened?;
+    // Which folder is full is more use than which chain met it.
+    let full = |error| if is_full(&error) { OpenError::Full { path: options.path.clone() } } else { error };
+    let (alarm, telemetry, recovered) = opened.map_err(full)?;
     ballast.hold();
     let (store, committers) = start(alarm, telemetry, recovered.boots.clone(), lock, &ballast);
     Ok((store, recovered, committers))
