@@ -28,7 +28,7 @@ use std::{
 
 /// How long any condition may take: far beyond what a busy machine needs, and twice the longest pause the gateway makes on
 /// purpose (a minute, after a refused login or publish), so that only a fault reaches it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Between two looks at something that cannot tell us when it changes.
 pub(crate) fn pause() {
