@@ -78,6 +78,7 @@ impl Daemon {
             board.set_device(DeviceUpdate::unheard(device.name.clone(), bus.name.as_str()));
         }
         board.set_lanes(Lane::ALL.map(|lane| (lane, store.head(lane))));
+        board.set_space(store.space());
         serve(&config, &board, &store, &handles, &mut supervisor).await?;
 
         for (name, committer) in committers {

@@ -57,6 +57,10 @@ pub struct Metrics {
     pub outbox_quota_bytes: IntGauge,
     /// `gardu_outbox_full_in_seconds`: `+Inf` while it does not grow
     pub outbox_full_in_seconds: Gauge,
+    /// `gardu_outbox_disk_full`: 1 while the room that was kept for that is in use
+    pub outbox_disk_full: IntGauge,
+    /// `gardu_outbox_waits_for_room`: 1 while nothing can be stored
+    pub outbox_waits_for_room: IntGauge,
     /// `gardu_outbox_sync_seconds{chain}`
     pub outbox_sync_seconds: HistogramVec,
     /// `gardu_outbox_written_bytes_total{chain}`: payload handed to sled
@@ -175,6 +179,11 @@ impl Metrics {
                 Gauge::with_opts(opts("outbox_full_in_seconds", "When the outbox is full if it goes on growing."))
                     .expect("valid name"),
             ),
+            outbox_disk_full: gauge(
+                "outbox_disk_full",
+                "1 while the disk is full and the room kept for that is in use.",
+            ),
+            outbox_waits_for_room: gauge("outbox_waits_for_room", "1 while nothing can be stored for want of room."),
             outbox_sync_seconds: times("outbox_sync_seconds", "Duration of one durable commit.", &["chain"]),
             outbox_written_bytes: counters("outbox_written_bytes_total", "Bytes handed to the store.", &["chain"]),
             process_written_bytes: put(

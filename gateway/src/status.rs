@@ -24,7 +24,7 @@ use crate::{
     clock::{BootId, Clock, Now, rfc3339},
     reading::{Quality, Reading, Reason, Segment, Value},
     record::Lane,
-    store::Head,
+    store::{Head, Space},
     supervise::Pulse,
 };
 
@@ -97,9 +97,18 @@ struct Parts {
     last_reason: Option<String>,
     heads: Vec<(Lane, watch::Receiver<Head>)>,
     written: Option<Written>,
+    space: Option<watch::Receiver<Space>>,
     outbox: Option<OutboxState>,
     alarms: Standing,
     devices: BTreeMap<Segment, DeviceUpdate>,
+}
+
+impl Parts {
+    /// As last measured, with the room there is now: without any, nothing is measured.
+    fn outbox(&self) -> Option<OutboxState> {
+        let now = self.space.as_ref().map(|space| *space.borrow());
+        self.outbox.map(|outbox| OutboxState { space: now.unwrap_or(outbox.space), ..outbox })
+    }
 }
 
 impl StatusBoard {
@@ -113,6 +122,7 @@ impl StatusBoard {
             last_reason: None,
             heads: Vec::new(),
             written: None,
+            space: None,
             outbox: None,
             alarms: Standing::default(),
             devices: BTreeMap::new(),
@@ -132,6 +142,11 @@ impl StatusBoard {
         self.parts().heads = heads.into_iter().collect();
     }
 
+    /// The same of the room that its disk has.
+    pub fn set_space(&self, space: watch::Receiver<Space>) {
+        self.parts().space = Some(space);
+    }
+
     /// The outbox was measured.
     pub fn set_outbox(&self, outbox: OutboxState) {
         self.parts().outbox = Some(outbox);
@@ -140,7 +155,7 @@ impl StatusBoard {
     /// How full the outbox is, once it was measured.
     #[must_use]
     pub fn outbox(&self) -> Option<OutboxState> {
-        self.parts().outbox
+        self.parts().outbox()
     }
 
     /// What is written to the storage.
@@ -229,7 +244,7 @@ impl StatusBoard {
             uplink: parts.uplink.as_ref().map(|uplink| Uplink::of(uplink, parts.last_reason.clone(), now)),
             lanes: self.lanes_of(&parts, now).collect(),
             written: parts.written,
-            outbox: parts.outbox,
+            outbox: parts.outbox(),
             alarms: parts.alarms.clone(),
             devices: parts.devices.values().map(|device| DeviceState::of(device, now)).collect(),
             stages: self.pulse.idle().into_iter().map(stage).collect(),

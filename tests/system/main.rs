@@ -14,6 +14,7 @@ mod alarms;
 mod around;
 mod delivery;
 mod faults;
+mod full;
 mod namespace;
 mod network;
 mod operation;

@@ -73,6 +73,12 @@ impl AlarmId {
         Self("gateway/outbox-evicting".into())
     }
 
+    /// The alarm that says that the disk below the outbox is full.
+    #[must_use]
+    pub fn outbox_full() -> Self {
+        Self("gateway/outbox-full".into())
+    }
+
     /// The alarm that says that the outbox will soon be full.
     #[must_use]
     pub fn outbox_filling() -> Self {

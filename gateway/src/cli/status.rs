@@ -13,6 +13,7 @@ use crate::{
     reading::Reason,
     record::Lane,
     status::{Communication, DeviceState, LaneState, LinkWord, OutboxState, Snapshot, StandingAlarm, Uplink, Written},
+    store::Space,
     supervise::STALLED_AFTER,
 };
 
@@ -127,6 +128,8 @@ impl Page {
     fn disk(&self, outbox: OutboxState) -> String {
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
         let key = match (outbox.evicting, outbox.full_in_s) {
+            _ if outbox.space == Space::None => "status-disk-none",
+            _ if outbox.space == Space::Tight => "status-disk-tight",
             (true, _) => "status-disk-evicting",
             (false, Some(_)) => "status-disk-filling",
             (false, None) => "status-disk",
@@ -268,6 +271,7 @@ mod tests {
             filled_percent: 50,
             full_in_s: Some(9 * 3_600 + 180),
             evicting: false,
+            space: Space::Enough,
         });
         clock.set(at(12));
         (clock, pulse, board)

@@ -149,6 +149,7 @@ fn read(document: &Document<'_>, secrets: Secrets<'_>) -> Option<Config> {
         (AlarmId::identity_conflict(), Severity::High, "alarm-identity-conflict"),
         (AlarmId::outbox_evicting(), Severity::High, "alarm-outbox-evicting"),
         (AlarmId::outbox_filling(), Severity::Medium, "alarm-outbox-filling"),
+        (AlarmId::outbox_full(), Severity::Critical, "alarm-outbox-full"),
     ] {
         rules.push(Rule::built_in(alarm, severity, text::both(text, &[])));
     }

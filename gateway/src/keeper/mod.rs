@@ -94,9 +94,11 @@ struct Keeper {
 impl KeeperTask {
     /// Runs until shutdown. Fails only if the store does.
     pub async fn run(self) -> TaskResult {
+        let (beat, store) = (self.beat.clone(), self.store.clone());
+        let mut space = store.space();
         let mut keeper = Keeper::new(self);
         loop {
-            match keeper.turn().await {
+            match beat.excused(|| store.waits_for_room(), keeper.turn()).await {
                 Ok(()) => {}
                 Err(Halt::Stopped) => return Ok(()),
                 Err(Halt::Store(error)) => return Err(error.into()),
@@ -104,6 +106,7 @@ impl KeeperTask {
             tokio::select! {
                 () = keeper.task.shutdown.cancelled() => return Ok(()),
                 () = tokio::time::sleep(MEASURE_EVERY) => {}
+                Ok(()) = space.changed() => {}
             }
         }
     }
@@ -197,12 +200,14 @@ impl Keeper {
     async fn tell(&mut self, measured: &Measured, shares: &Shares) -> Result<(), Halt> {
         let full_in = self.forecast.full_in(measured, shares);
         let filled_percent = shares.filled_percent(measured);
+        let space = *self.task.store.space().borrow();
         let state = OutboxState {
             disk_bytes: measured.used(),
             quota_bytes: shares.quota,
             filled_percent,
             full_in_s: full_in.map(|full| full.as_secs()),
             evicting: self.quota.evicting(),
+            space,
         };
         let metrics = &self.task.metrics;
         metrics.outbox_disk_bytes.set(state.disk_bytes.cast_signed());
@@ -212,7 +217,7 @@ impl Keeper {
         if self.evicted > 0 && !self.quota.evicting() {
             info!(generations = std::mem::take(&mut self.evicted), "the outbox has room again");
         }
-        let seen = Seen { evicting: self.quota.evicting(), filled_percent, full_in };
+        let seen = Seen { evicting: self.quota.evicting(), filled_percent, full_in, space };
         for (warning, stands) in self.warnings.judge(&seen) {
             self.task.raise(warning, stands).await?;
         }

@@ -54,6 +54,8 @@ pub struct Shares {
     /// Everything before alarm records give way: the rest is for stream events, and for the generation that a compaction,
     /// a summary or a rotation writes before an old one goes (a generation is at most a sixteenth).
     pub all: u64,
+    /// The same of the configured size: a disk that others fill takes telemetry, and no alarm (DESIGN.md §2.1).
+    pub alarms: u64,
 }
 
 impl Shares {
@@ -61,8 +63,8 @@ impl Shares {
     #[must_use]
     pub fn of(max_size: u64, measured: &Measured) -> Self {
         let quota = max_size.min((measured.used() + measured.free).saturating_sub(DISK_RESERVE));
-        let (working, stream) = (quota / 16, STREAM_RESERVE.min(quota / 16));
-        Self { quota, telemetry: quota / 4 * 3, all: quota - working - stream }
+        let all = |quota: u64| quota - quota / 16 - STREAM_RESERVE.min(quota / 16);
+        Self { quota, telemetry: quota / 4 * 3, all: all(quota), alarms: all(max_size) }
     }
 
     /// How full the fuller of the two shares is, in percent.
@@ -146,7 +148,8 @@ impl Quota {
                 Some(_) | None => {}
             }
         }
-        if self.all.evicting { self.alarms(alarm) } else { Act::Nothing }
+        let over_quota = measured.used() > shares.alarms / 10 * 9;
+        if self.all.evicting && over_quota { self.alarms(alarm) } else { Act::Nothing }
     }
 
     fn alarms(&mut self, generations: &[Generation]) -> Act {
@@ -300,6 +303,7 @@ mod tests {
                         quota.telemetry_taken(generation.number);
                     }
                     Act::Alarms(generation, severity) => {
+                        prop_assert!(measured.used() > shares.alarms / 10 * 9, "the disk alone takes no alarm");
                         prop_assert_eq!(telemetry.iter().map(Model::waiting).sum::<u64>(), 0, "telemetry goes first");
                         let at = alarm.iter().position(|of| of.number == generation.number).expect("it is there");
                         prop_assert!(alarm[at].sealed);
@@ -321,7 +325,8 @@ mod tests {
             prop_assert_eq!(streams(&alarm), before);
             let given_up = |lane: &[Model]| lane.iter().all(|generation| generation.by_severity == [0; 5]);
             let all_gone = given_up(&alarm) && given_up(&telemetry);
-            prop_assert!(measured.used() <= shares.all || all_gone, "{measured:?} {shares:?}");
+            let kept = measured.used() <= shares.alarms && given_up(&telemetry);
+            prop_assert!(measured.used() <= shares.all || all_gone || kept, "{measured:?} {shares:?}");
             prop_assert!(measured.telemetry <= shares.telemetry || given_up(&telemetry));
         }
     }
@@ -343,10 +348,13 @@ mod tests {
     #[test]
     fn shares_follow_the_configured_size_or_what_the_disk_has() {
         let roomy = Shares::of(160 * MIB, &used(10, 10));
-        assert_eq!(roomy, Shares { quota: 160 * MIB, telemetry: 120 * MIB, all: 148 * MIB });
+        assert_eq!(roomy, Shares { quota: 160 * MIB, telemetry: 120 * MIB, all: 148 * MIB, alarms: 148 * MIB });
         let full = Shares::of(160 * MIB, &Measured { free: 4 * MIB, ..used(10, 10) });
-        assert_eq!(full, Shares { quota: 16 * MIB, telemetry: 12 * MIB, all: 14 * MIB });
-        assert_eq!(Shares::of(160 * MIB, &Measured::default()), Shares { quota: 0, telemetry: 0, all: 0 });
+        assert_eq!(full, Shares { quota: 16 * MIB, telemetry: 12 * MIB, all: 14 * MIB, alarms: 148 * MIB });
+        assert_eq!(
+            Shares::of(160 * MIB, &Measured::default()),
+            Shares { quota: 0, telemetry: 0, all: 0, alarms: 148 * MIB }
+        );
         assert_eq!(roomy.filled_percent(&used(60, 10)), 50);
         assert_eq!(roomy.filled_percent(&used(10, 138)), 100);
     }

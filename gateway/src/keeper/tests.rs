@@ -98,6 +98,7 @@ impl Rig {
         let mut rules: Vec<Rule> = Severity::ALL.map(rule).into();
         rules.push(built_in(AlarmId::outbox_evicting(), Severity::High));
         rules.push(built_in(AlarmId::outbox_filling(), Severity::Medium));
+        rules.push(built_in(AlarmId::outbox_full(), Severity::Critical));
         let (core, first) = Core::new(recovered, rules, points, 1_000_000_000, boot, clock.now());
         let (inputs, queue) = mpsc::channel(16);
         let pulse = Pulse::new(clock.clone());

@@ -1,5 +1,5 @@
 //! The alarms the outbox itself raises: `gateway/outbox-filling` before anything is lost, `gateway/outbox-evicting` while
-//! records are given up. Pure.
+//! records are given up, `gateway/outbox-full` while the disk is full. Pure.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use crate::{
     alarm::AlarmId,
     clock::Now,
     reading::{PointId, Reading, Value},
+    store::Space,
 };
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -21,6 +22,7 @@ const EVICTION_OVER_PERCENT: u64 = 80;
 pub(super) enum Warning {
     Filling,
     Evicting,
+    Full,
 }
 
 impl Warning {
@@ -29,6 +31,7 @@ impl Warning {
         let alarm = match self {
             Self::Filling => AlarmId::outbox_filling(),
             Self::Evicting => AlarmId::outbox_evicting(),
+            Self::Full => AlarmId::outbox_full(),
         };
         let point = PointId::parse(alarm.as_str()).expect("a built-in alarm's name is that of its point");
         Reading::good(point, Value::Bool(stands), now)
@@ -41,6 +44,7 @@ pub(super) struct Seen {
     pub(super) evicting: bool,
     pub(super) filled_percent: u64,
     pub(super) full_in: Option<Duration>,
+    pub(super) space: Space,
 }
 
 /// What was said of each last; nothing after a start, when it may still stand from before.
@@ -48,12 +52,13 @@ pub(super) struct Seen {
 pub(super) struct Warnings {
     filling: Option<bool>,
     evicting: Option<bool>,
+    full: Option<bool>,
 }
 
 impl Warnings {
     /// What is to be said now: what changed.
     pub(super) fn judge(&mut self, seen: &Seen) -> Vec<(Warning, bool)> {
-        let Seen { evicting, filled_percent, full_in } = *seen;
+        let Seen { evicting, filled_percent, full_in, space } = *seen;
         let soon = |within: Duration| full_in.is_some_and(|full| full <= within);
         let filling = if filled_percent >= FILLING_PERCENT.0 || soon(FILLING_IN.0) {
             Some(true)
@@ -68,7 +73,9 @@ impl Warnings {
         };
         let filling = changed(&mut self.filling, filling).map(|stands| (Warning::Filling, stands));
         let evicting = changed(&mut self.evicting, evicting).map(|stands| (Warning::Evicting, stands));
-        filling.into_iter().chain(evicting).collect()
+        // Room that is taken back only when there is plenty does not flutter.
+        let full = changed(&mut self.full, Some(space != Space::Enough)).map(|stands| (Warning::Full, stands));
+        filling.into_iter().chain(evicting).chain(full).collect()
     }
 }
 
@@ -80,23 +87,24 @@ mod tests {
     fn each_is_said_once_a_change_and_does_not_flutter() {
         let mut warnings = Warnings::default();
         let timeline = [
-            // evicting, percent, hours; what is said
-            (false, 90, None, "+filling"), // eviction may stand from before the start
-            (false, 79, None, "-evicting"),
-            (false, 74, None, "-filling"),
-            (false, 74, Some(31), ""),
-            (false, 30, Some(24), "+filling"),
-            (false, 30, Some(29), ""),
-            (false, 30, Some(31), "-filling"),
-            (false, 80, None, "+filling"),
-            (true, 101, Some(0), "+evicting"),
-            (false, 90, None, ""),
-            (true, 101, None, ""),
-            (false, 80, None, ""),
-            (false, 60, None, "-filling -evicting"),
+            // evicting, percent, hours, space; what is said
+            (false, 90, None, Space::Enough, "+filling -full"), // eviction may stand from before the start
+            (false, 79, None, Space::Enough, "-evicting"),
+            (false, 74, None, Space::Enough, "-filling"),
+            (false, 74, Some(31), Space::Enough, ""),
+            (false, 30, Some(24), Space::Enough, "+filling"),
+            (false, 30, Some(29), Space::Enough, ""),
+            (false, 30, Some(31), Space::Enough, "-filling"),
+            (false, 80, None, Space::Tight, "+filling +full"),
+            (true, 101, Some(0), Space::Tight, "+evicting"),
+            (false, 90, None, Space::None, ""),
+            (true, 101, None, Space::Tight, ""),
+            (false, 80, None, Space::Tight, ""),
+            (false, 60, None, Space::Tight, "-filling -evicting"),
+            (false, 60, None, Space::Enough, "-full"),
         ];
-        for (evicting, filled_percent, hours, expected) in timeline {
-            let seen = Seen { evicting, filled_percent, full_in: hours.map(|hours| hours * HOUR) };
+        for (evicting, filled_percent, hours, space, expected) in timeline {
+            let seen = Seen { evicting, filled_percent, full_in: hours.map(|hours| hours * HOUR), space };
             let said: Vec<&str> = warnings
                 .judge(&seen)
                 .into_iter()
@@ -105,6 +113,8 @@ mod tests {
                     (Warning::Filling, false) => "-filling",
                     (Warning::Evicting, true) => "+evicting",
                     (Warning::Evicting, false) => "-evicting",
+                    (Warning::Full, true) => "+full",
+                    (Warning::Full, false) => "-full",
                 })
                 .collect();
             assert_eq!(said.join(" "), expected, "{seen:?}");

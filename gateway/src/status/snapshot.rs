@@ -11,6 +11,7 @@ use crate::{
     config::{Config, Gateway},
     reading::{Reason, Segment, Value},
     record::{Epoch, Lane},
+    store::Space,
 };
 
 /// Standing alarms in one snapshot: more is a flood nobody reads line by line, and 100 keep the answer below 64 KiB.
@@ -142,6 +143,8 @@ pub struct OutboxState {
     pub full_in_s: Option<u64>,
     /// Whether something is being given up.
     pub evicting: bool,
+    /// How much room the disk has for it.
+    pub space: Space,
 }
 
 /// Alarms that are not quiet.

@@ -1,51 +1,75 @@
-//! Room kept for the day the disk is full: a file that holds space and nothing else.
+//! Room kept for the day the disk is full: files that hold space and nothing else.
 //!
 //! Anything may fill the disk, not only we. sled cannot even be opened then, and a chain that met a full disk has to be
-//! opened again. So the space of that file is given up first, and taken back when there is plenty.
+//! opened again. So the space of the **ballast** is given up first, and taken back when there is plenty. When that is used
+//! up too, the **reserve** goes, a part of all that: new records wait then, and what is stored goes on being delivered and
+//! confirmed, which gives room back.
 
 use std::{
     fs::{self, File},
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use crate::metrics::Metrics;
+
 /// Free bytes beside the ballast before it is taken back: what evicting and sealing need at once.
 const SPARE: u64 = 8 * 1024 * 1024;
+/// The reserve, in bytes, at most: some hundred groups of confirmations, and a new generation.
+const RESERVE_SIZE_MAX: u64 = 2 * 1024 * 1024;
+/// Free bytes that a new generation and its states need, with room.
+const NEW_GENERATION: u64 = 256 * 1024;
 
 /// How much room the disk has for the store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Space {
     /// As much as the quota wants.
     Enough,
     /// The disk was full: the store lives on what it had kept for that day.
     Tight,
-    /// That is used up too: nothing can be stored before there is room.
+    /// That is used up too: no record can be stored before there is room.
     None,
 }
 
-/// The file, shared by both chains.
+/// The files, shared by both chains.
 #[derive(Debug)]
 pub(super) struct Ballast {
-    path: PathBuf,
-    size: u64,
+    ballast: Kept,
+    reserve: Kept,
     /// One chain at a time.
     turn: Mutex<()>,
+    /// How often room was given up.
+    releases: AtomicU32,
+    /// Whether new records must wait for room.
+    used_up: AtomicBool,
     waiting: [AtomicBool; 2],
     space: watch::Sender<Space>,
+    metrics: Metrics,
 }
 
 impl Ballast {
-    pub(super) fn new(root: &std::path::Path, size: u64) -> Self {
-        let (path, space) = (root.join("ballast"), watch::Sender::new(Space::Enough));
-        Self { path, size, turn: Mutex::new(()), waiting: Default::default(), space }
+    pub(super) fn new(root: &Path, size: u64, metrics: &Metrics) -> Self {
+        let reserve = (size / 2).min(RESERVE_SIZE_MAX);
+        Self {
+            ballast: Kept { path: root.join("ballast"), size: size - reserve },
+            reserve: Kept { path: root.join("reserve"), size: reserve },
+            turn: Mutex::new(()),
+            releases: AtomicU32::new(0),
+            used_up: AtomicBool::new(false),
+            waiting: Default::default(),
+            space: watch::Sender::new(Space::Enough),
+            metrics: metrics.clone(),
+        }
     }
 
     /// How much room there is.
@@ -53,15 +77,33 @@ impl Ballast {
         self.space.subscribe()
     }
 
-    /// Gives the room up; false if that was done before.
-    pub(super) fn release(&self) -> bool {
+    /// How often room was given up.
+    pub(super) fn releases(&self) -> u32 {
+        self.releases.load(Ordering::Relaxed)
+    }
+
+    /// Gives room up, unless another chain did since `seen` was counted; false if there is none left to give.
+    pub(super) fn release(&self, seen: u32) -> bool {
         let _turn = self.turn();
-        let released = fs::remove_file(&self.path).is_ok();
-        if released {
+        if self.releases() != seen {
+            return true;
+        }
+        let released = if self.ballast.give_up() {
             error!("the disk is full: the store goes on with the room it had kept; make room soon");
+            true
+        } else {
+            self.reserve.give_up()
+        };
+        if released {
+            self.releases.fetch_add(1, Ordering::Relaxed);
         }
         self.tell();
         released
+    }
+
+    /// Whether new records must wait for room, what is left being for those that are stored.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.used_up.load(Ordering::Relaxed)
     }
 
     /// Notes whether a chain can store nothing now.
@@ -70,45 +112,39 @@ impl Ballast {
         self.tell();
     }
 
-    /// Takes the room back, if there is plenty of it; true if it is held.
+    /// Takes the reserve back, if there is more than that.
+    pub(super) fn hold_reserve(&self) {
+        let _turn = self.turn();
+        self.reserve.hold(NEW_GENERATION);
+        self.tell();
+    }
+
+    /// Whether a new generation can be made.
+    pub(super) fn fits_generation(&self) -> bool {
+        self.reserve.free().is_ok_and(|free| free >= NEW_GENERATION)
+    }
+
+    /// Takes all the room back, if there is plenty of it; true if it is held.
     pub(super) fn hold(&self) -> bool {
         let _turn = self.turn();
-        let held = self.held()
-            || self.take().unwrap_or_else(|error| {
-                warn!("no room can be kept for a full disk: {error}");
-                false
-            });
+        let held = self.reserve.hold(NEW_GENERATION) && self.ballast.hold(SPARE);
         self.tell();
         held
     }
 
-    fn held(&self) -> bool {
-        self.path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == self.size)
-    }
-
-    fn take(&self) -> io::Result<bool> {
-        let root = self.path.parent().expect("it lies in the outbox");
-        let disk = statvfs(root)?;
-        if disk.f_bavail.saturating_mul(disk.f_frsize) < self.size + SPARE {
-            return Ok(false);
-        }
-        let taken = File::create(&self.path).and_then(|file| {
-            fallocate(&file, FallocateFlags::empty(), 0, self.size)?;
-            file.sync_all()
-        });
-        if taken.is_err() {
-            let _ = fs::remove_file(&self.path);
-        }
-        taken.map(|()| true)
-    }
-
     fn tell(&self) {
         let waits = self.waiting.iter().any(|waiting| waiting.load(Ordering::Relaxed));
-        let space = match (waits, self.held()) {
+        let used_up = !self.reserve.held();
+        if self.used_up.swap(used_up, Ordering::Relaxed) != used_up && used_up {
+            error!("the disk is full and the room kept for that is used up: new records wait for room");
+        }
+        let space = match (waits || used_up, self.ballast.held()) {
             (true, _) => Space::None,
             (false, true) => Space::Enough,
             (false, false) => Space::Tight,
         };
+        self.metrics.outbox_disk_full.set(i64::from(space != Space::Enough));
+        self.metrics.outbox_waits_for_room.set(i64::from(space == Space::None));
         self.space.send_if_modified(|old| {
             if *old > space && space == Space::Enough {
                 info!("there is room on the disk again");
@@ -122,6 +158,53 @@ impl Ballast {
     }
 }
 
+/// A file that holds space.
+#[derive(Debug)]
+struct Kept {
+    path: PathBuf,
+    size: u64,
+}
+
+impl Kept {
+    fn held(&self) -> bool {
+        self.path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == self.size)
+    }
+
+    /// False if it was given up before.
+    fn give_up(&self) -> bool {
+        fs::remove_file(&self.path).is_ok()
+    }
+
+    /// Takes it if so much remains free; true if it is held.
+    fn hold(&self, spare: u64) -> bool {
+        self.held()
+            || self.take(spare).unwrap_or_else(|error| {
+                warn!("no room can be kept for a full disk: {error}");
+                false
+            })
+    }
+
+    /// What the disk has for us.
+    fn free(&self) -> io::Result<u64> {
+        let disk = statvfs(self.path.parent().expect("it lies in the outbox"))?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
+    fn take(&self, spare: u64) -> io::Result<bool> {
+        if self.free()? < self.size + spare {
+            return Ok(false);
+        }
+        let taken = File::create(&self.path).and_then(|file| {
+            fallocate(&file, FallocateFlags::empty(), 0, self.size)?;
+            file.sync_all()
+        });
+        if taken.is_err() {
+            let _ = fs::remove_file(&self.path);
+        }
+        taken.map(|()| true)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,17 +213,24 @@ mod tests {
     fn room_is_kept_given_up_once_and_taken_back() {
         use std::os::unix::fs::MetadataExt;
         let dir = tempfile::tempdir().expect("folder");
-        let ballast = Ballast::new(dir.path(), 1024 * 1024);
+        let ballast = Ballast::new(dir.path(), 1024 * 1024, &Metrics::new());
         let mut space = ballast.space();
         assert!(ballast.hold() && ballast.hold());
-        assert!(ballast.path.metadata().expect("there").blocks() * 512 >= 1024 * 1024, "blocks are taken");
+        assert!(ballast.ballast.path.metadata().expect("there").blocks() * 512 >= 512 * 1024, "blocks are taken");
         assert_eq!(*space.borrow_and_update(), Space::Enough);
-        assert!(ballast.release());
+        assert!(ballast.release(0));
         assert_eq!(*space.borrow_and_update(), Space::Tight);
-        assert!(!ballast.release());
+        assert!(ballast.release(0), "the other chain met the same full disk");
+        assert!(!ballast.is_used_up());
         ballast.set_waiting(1, true);
         assert_eq!(*space.borrow_and_update(), Space::None);
         ballast.set_waiting(1, false);
+        assert_eq!(*space.borrow_and_update(), Space::Tight);
+        assert!(ballast.release(1) && ballast.is_used_up());
+        assert_eq!(*space.borrow_and_update(), Space::None);
+        assert!(!ballast.release(2), "nothing is left");
+        ballast.hold_reserve();
+        assert_eq!((*space.borrow_and_update(), ballast.is_used_up()), (Space::Tight, false));
         assert!(ballast.hold());
         assert_eq!(*space.borrow_and_update(), Space::Enough);
     }
@@ -148,9 +238,9 @@ mod tests {
     #[test]
     fn where_there_is_no_room_none_is_kept() {
         let dir = tempfile::tempdir().expect("folder");
-        let ballast = Ballast::new(dir.path(), u64::MAX / 2);
+        let ballast = Ballast::new(dir.path(), u64::MAX / 2, &Metrics::new());
         assert!(!ballast.hold());
-        assert!(!ballast.path.exists());
+        assert!(!ballast.ballast.path.exists());
         assert_eq!(*ballast.space().borrow(), Space::Tight);
     }
 }

@@ -479,6 +479,11 @@ impl Chain {
         self.commit()
     }
 
+    /// Whether everything stored was delivered, and still takes room.
+    pub(super) fn is_delivered(&self) -> bool {
+        self.waiting() == 0 && self.parts.last().is_some_and(|open| open.first < open.end)
+    }
+
     /// Records that wait.
     fn waiting(&self) -> u64 {
         self.parts.iter().map(|part| part.waiting).sum()

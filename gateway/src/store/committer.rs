@@ -2,6 +2,7 @@
 //! everyone in it. A chain nobody writes to sleeps.
 
 use std::{
+    collections::VecDeque,
     fs::File,
     sync::{
         Arc, OnceLock,
@@ -20,8 +21,9 @@ use crate::{
 };
 
 /// What may wait for one chain, in KiB; each job counts as at least one. Full means that the disk is slower than the
-/// field: senders wait then, and nothing is dropped. Two chains of 1 MiB fit the daemon's memory.
-const QUEUE_KIB: u32 = 1024;
+/// field: senders wait then, and nothing is dropped. As much again are records, which
+/// may have to wait for room on the disk without keeping others. Two chains of 1 MiB fit the daemon's memory.
+const QUEUE_KIB: u32 = 512;
 /// A group is closed at this size: beyond it a sync costs little more a record, and the first of it waits longer.
 const GROUP_SIZE_MAX: usize = 256 * 1024;
 /// A group is closed at this many waiting jobs, for the same reason.
@@ -35,7 +37,7 @@ const CONFIRM_WAIT_MAX_MS: u64 = 1_000;
 const CONFIRMS_MAX: usize = 256;
 
 /// How often a chain without room tries again.
-const FULL_PAUSE: Duration = Duration::from_secs(1);
+const FULL_PAUSE_MS: u64 = 1_000;
 /// How often it is seen whether the disk has room again.
 const LOOK_FOR_ROOM_EVERY_MS: u64 = 10_000;
 
@@ -63,6 +65,7 @@ pub(super) struct Handle {
     chain: &'static str,
     jobs: Sender<(Job, OwnedSemaphorePermit)>,
     room: Arc<Semaphore>,
+    room_for_records: Arc<Semaphore>,
     failure: Arc<OnceLock<StoreError>>,
 }
 
@@ -70,7 +73,8 @@ impl Handle {
     /// Queues a job of so many bytes, once there is room for it.
     pub(super) async fn send(&self, job: Job, size: usize) -> Result<(), StoreError> {
         let kib = u32::try_from(1 + size / 1024).unwrap_or(QUEUE_KIB).min(QUEUE_KIB);
-        let room = self.room.clone().acquire_many_owned(kib).await.map_err(|_| self.failure())?;
+        let room = if matches!(job, Job::Write { .. }) { &self.room_for_records } else { &self.room };
+        let room = room.clone().acquire_many_owned(kib).await.map_err(|_| self.failure())?;
         self.jobs.send((job, room)).map_err(|_| self.failure())
     }
 
@@ -107,6 +111,10 @@ pub(super) struct Committer {
     /// Confirmations since the last group.
     confirms: usize,
     ballast: Arc<Ballast>,
+    /// How often it had given room up when the last group was begun.
+    releases: u32,
+    /// Records that wait for room on the disk.
+    held_back: VecDeque<(Job, OwnedSemaphorePermit)>,
     /// When to look next whether the disk has room again; none while it has.
     look_for_room_at_ms: Option<u64>,
     // In this order: the database is closed before the store's lock is given up.
@@ -123,6 +131,7 @@ impl Committer {
             chain: chain.name(),
             jobs: sender,
             room: Arc::new(Semaphore::new(QUEUE_KIB as usize)),
+            room_for_records: Arc::new(Semaphore::new(QUEUE_KIB as usize)),
             failure: failure.clone(),
         };
         let committer = Self {
@@ -135,6 +144,8 @@ impl Committer {
             due_ms: None,
             confirms: 0,
             ballast,
+            releases: 0,
+            held_back: VecDeque::new(),
             look_for_room_at_ms: None,
             chain,
             _lock: lock,
@@ -155,9 +166,11 @@ impl Committer {
     fn serve(&mut self) -> Result<(), StoreError> {
         loop {
             match self.wait() {
-                Ok((job, _room)) => self.take(job)?,
+                Ok((job, room)) => self.admit(job, room)?,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
+                    // Without room nobody was promised what is held back.
+                    self.let_go()?;
                     self.write()?;
                     return self.chain.close();
                 }
@@ -166,9 +179,10 @@ impl Committer {
                 if self.full() {
                     break;
                 }
-                let Ok((job, _room)) = self.jobs.try_recv() else { break };
-                self.take(job)?;
+                let Ok((job, room)) = self.jobs.try_recv() else { break };
+                self.admit(job, room)?;
             }
+            self.let_go()?;
             if self.full() || self.due_ms.is_some_and(|due_ms| self.now_ms() >= due_ms) {
                 self.write()?;
             }
@@ -176,10 +190,39 @@ impl Committer {
     }
 
     fn wait(&self) -> Result<(Job, OwnedSemaphorePermit), RecvTimeoutError> {
-        match self.due_ms {
+        let held_back = (!self.held_back.is_empty()).then(|| self.now_ms() + FULL_PAUSE_MS);
+        match self.due_ms.into_iter().chain(held_back).min() {
             None => self.jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(due_ms) => self.jobs.recv_timeout(Duration::from_millis(due_ms.saturating_sub(self.now_ms()))),
         }
+    }
+
+    /// Takes a job, or holds records back while what room there is must serve those that are stored.
+    fn admit(&mut self, job: Job, room: OwnedSemaphorePermit) -> Result<(), StoreError> {
+        let is_record = matches!(job, Job::Write { .. });
+        if is_record && (self.ballast.is_used_up() || !self.held_back.is_empty()) {
+            self.held_back.push_back((job, room));
+            return Ok(());
+        }
+        self.take(job)
+    }
+
+    /// Takes what was held back, if there is room.
+    fn let_go(&mut self) -> Result<(), StoreError> {
+        if !self.held_back.is_empty() && self.ballast.is_used_up() {
+            self.ballast.hold_reserve();
+            if self.ballast.is_used_up() && self.chain.is_delivered() && self.ballast.fits_generation() {
+                // What was delivered takes its room along.
+                self.take(Job::Rotate(Box::new(|| {})))?;
+                self.write()?;
+                self.ballast.hold_reserve();
+            }
+        }
+        while !self.ballast.is_used_up() && !self.full() {
+            let Some((job, _room)) = self.held_back.pop_front() else { break };
+            self.take(job)?;
+        }
+        Ok(())
     }
 
     fn take(&mut self, job: Job) -> Result<(), StoreError> {
@@ -211,6 +254,7 @@ impl Committer {
             }
             Job::Rotate(done) => {
                 self.write()?;
+                self.releases = self.ballast.releases();
                 if let Err(error) = self.chain.rotate() {
                     self.make_room(error).inspect_err(note)?;
                 }
@@ -256,6 +300,7 @@ impl Committer {
     fn write(&mut self) -> Result<(), StoreError> {
         self.due_ms = None;
         self.confirms = 0;
+        self.releases = self.ballast.releases();
         if let Err(error) = self.chain.commit() {
             self.make_room(error)?;
         }
@@ -273,17 +318,22 @@ impl Committer {
     fn make_room(&mut self, mut error: StoreError) -> Result<(), StoreError> {
         let chain = usize::from(self.chain.name() != "alarm");
         while matches!(error, StoreError::Full { .. }) {
-            if !self.ballast.release() {
+            let released = self.ballast.release(self.releases);
+            self.releases = self.ballast.releases();
+            if !released {
                 // The last handle is gone: the daemon ends.
                 if Arc::strong_count(&self.failure) == 1 {
                     return Err(error);
                 }
                 self.ballast.set_waiting(chain, true);
-                std::thread::sleep(FULL_PAUSE);
+                std::thread::sleep(Duration::from_millis(FULL_PAUSE_MS));
             }
             match self.chain.reopen(&self.group) {
                 Ok(()) => {
                     self.ballast.set_waiting(chain, false);
+                    if self.ballast.is_used_up() {
+                        self.ballast.hold_reserve();
+                    }
                     self.look_for_room_at_ms = Some(self.now_ms() + LOOK_FOR_ROOM_EVERY_MS);
                     return Ok(());
                 }

@@ -59,14 +59,16 @@ pub(super) fn open_on(
 ) -> Result<(Store, Recovered, Committers), OpenError> {
     let lock = lock(&options.path)?;
     let size = (2 * options.generation_size).min(BALLAST_SIZE_MAX);
-    let ballast = Arc::new(Ballast::new(&options.path, size));
+    let ballast = Arc::new(Ballast::new(&options.path, size, metrics));
     let is_full =
         |error: &OpenError| matches!(error, OpenError::Full { .. } | OpenError::Store(StoreError::Full { .. }));
     let mut opened = open_chains(options, metrics, sync_file);
-    if opened.as_ref().is_err_and(is_full) && ballast.release() {
+    while opened.as_ref().is_err_and(is_full) && ballast.release(ballast.releases()) {
         opened = open_chains(options, metrics, sync_file);
     }
-    let (alarm, telemetry, recovered) = opened?;
+    // Which folder is full is more use than which chain met it.
+    let full = |error| if is_full(&error) { OpenError::Full { path: options.path.clone() } } else { error };
+    let (alarm, telemetry, recovered) = opened.map_err(full)?;
     ballast.hold();
     let (store, committers) = start(alarm, telemetry, &recovered, lock, &ballast);
     Ok((store, recovered, committers))

@@ -125,7 +125,9 @@ impl UplinkTask {
         while self.numbered().await {
             match kept.route.next(self.clock.now(), Jitter::random()) {
                 Step::Try(broker) => {
-                    let end = self.connect(broker, &mut delivery, &mut kept).await?;
+                    // A disk without room keeps everyone waiting; no restart would make room.
+                    let attempt = self.connect(broker, &mut delivery, &mut kept);
+                    let end = self.beat.excused(|| self.store.waits_for_room(), attempt).await?;
                     self.metrics.uplink_connected.set(0);
                     self.metrics.uplink_in_flight.set(0);
                     self.ended(broker, end, &mut kept, &mut trouble);

@@ -6,6 +6,7 @@
 
 use std::{
     fs,
+    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -37,16 +38,85 @@ pub(crate) struct Card {
     dir: TempDir,
 }
 
+/// What lies under a folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Disk {
+    /// ext4 on a loop file.
+    Ext4,
+    /// tmpfs: no power cut, no second mount.
+    Tmpfs,
+}
+
 impl Card {
     /// A new card, formatted and mounted.
     pub(crate) fn insert() -> Self {
         let card = Self { dir: tempfile::tempdir().expect("a folder for the card") };
-        let image = fs::File::create(card.image()).expect("the card's file");
-        image.set_len(SIZE_BYTES).expect("a sparse file");
         fs::create_dir(card.path()).expect("where it is mounted");
-        tool("mkfs.ext4", &["-q", "-F", "-m", "0", &text(&card.image())]).expect("mkfs.ext4 (Debian: e2fsprogs)");
-        card.mount();
+        card.format(SIZE_BYTES);
         card
+    }
+
+    fn format(&self, bytes: u64) {
+        let image = fs::File::create(self.image()).expect("the card's file");
+        image.set_len(bytes).expect("a sparse file");
+        tool("mkfs.ext4", &["-q", "-F", "-m", "0", &text(&self.image())]).expect("mkfs.ext4 (Debian: e2fsprogs)");
+        self.mount();
+    }
+
+    /// A disk of so many MiB.
+    pub(crate) fn small(disk: Disk, mib: u64) -> Self {
+        let card = Self { dir: tempfile::tempdir().expect("a folder for the card") };
+        fs::create_dir(card.path()).expect("where it is mounted");
+        match disk {
+            Disk::Ext4 => card.format(mib << 20),
+            Disk::Tmpfs => {
+                let size = format!("-osize={mib}M");
+                tool("mount", &["-t", "tmpfs", &size, "gardu-test", &text(&card.path())]).expect("tmpfs is everywhere");
+            }
+        }
+        card
+    }
+
+    /// Lets a file of somebody else take all that is free, to the last block; what was given back since is taken again.
+    pub(crate) fn fill(&self) {
+        let mut foreign = fs::File::options().create(true).append(true).open(self.foreign()).expect("a foreign file");
+        let mut block = vec![0x5a; 1 << 20];
+        while !block.is_empty() {
+            if foreign.write_all(&block).is_err() {
+                block.truncate(block.len() / 2);
+            }
+        }
+        // ext4 puts off what it can, and would find no room then.
+        let _full = foreign.sync_all();
+    }
+
+    /// Gives so much of that back.
+    pub(crate) fn give_back(&self, bytes: u64) {
+        let foreign = fs::File::options().write(true).open(self.foreign()).expect("it was filled");
+        let length = foreign.metadata().expect("it is there").len();
+        foreign.set_len(length.saturating_sub(bytes)).expect("ours to cut");
+        foreign.sync_all().expect("cutting takes no room");
+    }
+
+    /// Takes the foreign file away.
+    pub(crate) fn clean(&self) {
+        fs::remove_file(self.foreign()).expect("it was filled");
+    }
+
+    /// Bytes that anybody may still write.
+    pub(crate) fn free(&self) -> u64 {
+        let disk = rustix::fs::statvfs(self.path()).expect("it is mounted");
+        disk.f_bavail * disk.f_frsize
+    }
+
+    /// Lets nobody write any more, or lets them again.
+    pub(crate) fn remount(&self, option: &str) {
+        let option = format!("-oremount,{option}");
+        tool("mount", &[&option, &text(&self.path())]).expect("it is mounted");
+    }
+
+    fn foreign(&self) -> PathBuf {
+        self.path().join("foreign")
     }
 
     /// Where it is mounted.

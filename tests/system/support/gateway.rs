@@ -128,6 +128,13 @@ impl Gateway {
         }
     }
 
+    /// Waits until it ends by itself; returns its exit code.
+    pub(crate) fn wait_until_ended(&mut self) -> Option<i32> {
+        until("the gateway ends by itself", || !self.runs());
+        let ended = self.child.take().expect("it ran").wait();
+        ended.expect("it is our child").code()
+    }
+
     /// Waits until the daemon says that it is ready.
     pub(crate) fn wait_until_ready(&mut self) {
         let deadline = Instant::now() + PATIENCE;
@@ -223,8 +230,13 @@ impl Gateway {
         }
     }
 
+    /// Whether it says that every stage makes progress: what the watchdog of systemd judges by.
+    pub(crate) fn is_healthy(&self) -> bool {
+        self.get("/healthz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200 "))
+    }
+
     /// The body of a page of the gateway.
-    fn get(&self, path: &str) -> std::io::Result<String> {
+    pub(crate) fn get(&self, path: &str) -> std::io::Result<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.http))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")?;

@@ -17,7 +17,7 @@ use super::{
     load::random_moment,
     park::{Park, Plan, configuration},
     pause,
-    witnesses::{self, Witnesses},
+    witnesses::{self, Kept, Witnesses},
 };
 
 /// The gateway must be back in this time after whatever happened.
@@ -105,12 +105,17 @@ impl AddAssign for Proof {
 impl Island {
     /// Everything but the gateway's process; the card is new.
     pub(crate) fn furnish(dice: fastrand::Rng) -> Self {
-        let card = Card::insert();
+        Self::furnish_on(Card::insert(), "256MiB", dice)
+    }
+
+    /// The same on this card, with an outbox of at most this size.
+    pub(crate) fn furnish_on(card: Card, max_size: &str, dice: fastrand::Rng) -> Self {
         let body = witnesses::body();
         let plan = Plan { access: Access::Open, command_center: "", body: &body };
         let park = Park::furnish(&plan);
         let toml = configuration(&plan, park.broker.port, park.plc.port);
-        let on_card = toml.replace("{dir}/outbox", &card.outbox().display().to_string());
+        let outbox = format!("{}\"\nmax_size = \"{max_size}", card.outbox().display());
+        let on_card = toml.replace("{dir}/outbox", &outbox);
         assert_ne!(on_card, toml, "the outbox lies elsewhere");
         park.gateway.configure(&on_card);
         Self { park, card, dice, under: Vec::new(), slowest_start: Duration::ZERO, broker: Uplink::Here }
@@ -168,6 +173,11 @@ impl Island {
         self.set_uplink(Uplink::Here);
         self.start();
         witnesses.wait_until_idle();
+        self.settle();
+    }
+
+    /// Returns when everything has arrived that ever will; nobody publishes.
+    pub(crate) fn settle(&self) {
         let settled = |lane: &str| {
             let waiting = format!("gardu_outbox_records{{lane=\"{lane}\"}}");
             self.park.gateway.wait_for_metric(&waiting, |records| records < 1.0);
@@ -178,16 +188,21 @@ impl Island {
         settled("a");
     }
 
-    /// What became of the promises, after [`Island::recover`].
-    pub(crate) fn proof(&self, witnesses: &Witnesses, blows: u64) -> Proof {
+    /// Looks until each retained state is what it must be, or too long.
+    pub(crate) fn wait_for_states(&self, witnesses: &Witnesses) -> Kept {
         let deadline = Instant::now() + STATE_PATIENCE;
-        let kept = loop {
+        loop {
             let kept = witnesses.look(&self.park.center.ledger());
             if kept.wrong_states == 0 || Instant::now() > deadline {
-                break kept;
+                return kept;
             }
             pause();
-        };
+        }
+    }
+
+    /// What became of the promises, after [`Island::recover`].
+    pub(crate) fn proof(&self, witnesses: &Witnesses, blows: u64) -> Proof {
+        let kept = self.wait_for_states(witnesses);
         let ledger = self.park.center.ledger();
         let mut faults = Vec::new();
         match ledger.complete() {

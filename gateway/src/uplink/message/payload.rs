@@ -10,6 +10,7 @@ use crate::{
     config::{Config, Location, TemplateSegment},
     reading::{Evidence, PointId, Quality, Reason, Segment, Value},
     record::{Epoch, LaneStatus, LastKnown, LossReason, Refused, Replaces, StartReason, Summary},
+    store::Space,
 };
 
 /// CloudEvents 1.0 envelope.
@@ -295,6 +296,8 @@ pub struct OutboxVitals {
     /// When it will be full if it goes on growing like this.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub full_in_s: Option<u64>,
+    /// How much room the disk has for it.
+    pub space: Space,
 }
 
 /// Records waiting for delivery.

@@ -366,9 +366,8 @@ impl<'a> Connection<'a> {
                 self.settle().await?;
                 return Ok(end);
             }
-            let (beat, store) = (self.task.beat.clone(), self.task.store.clone());
-            beat.excused(|| store.waits_for_room(), self.settle()).await?;
-            beat.excused(|| store.waits_for_room(), self.pump()).await?;
+            self.settle().await?;
+            self.pump().await?;
             if self.phase == Phase::HasReadBack {
                 self.wire.disconnect(DISCONNECT_MAX).await;
                 return Ok(self.parting.map_or(End::ReadBack, Parting::end));

@@ -5,7 +5,7 @@ use crate::{
     alarm::{AlarmState, State},
     clock::Now,
     record::{Epoch, Lane},
-    store::StoreError,
+    store::{Space, StoreError},
     uplink::{
         message::{self, CONTENT_TYPE_JSON, OfflineReason, Presence, Status},
         session::UplinkTask,
@@ -18,6 +18,7 @@ use crate::{
 pub(super) struct StatusKey {
     trusted: bool,
     epochs: [Epoch; 2],
+    space: Space,
 }
 
 impl Connection<'_> {
@@ -37,7 +38,7 @@ impl Connection<'_> {
 
     pub(super) fn status_key(&self, now: Now) -> StatusKey {
         let epochs = self.heads.each_ref().map(|head| head.borrow().status.epoch.clone());
-        StatusKey { trusted: now.trusted, epochs }
+        StatusKey { trusted: now.trusted, epochs, space: *self.task.store.space().borrow() }
     }
 }
 
@@ -81,6 +82,7 @@ pub(in crate::uplink::session) fn status(
                 disk_bytes: outbox.disk_bytes,
                 quota_bytes: outbox.quota_bytes,
                 full_in_s: outbox.full_in_s,
+                space: outbox.space,
             }),
         },
     }
