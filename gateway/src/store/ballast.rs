@@ -50,7 +50,7 @@ pub(super) struct Ballast {
     turn: Mutex<()>,
     /// How often room was given up.
     releases: AtomicU32,
-    /// Whether new records must wait for room.
+    /// Whether new records must wait for room: the reserve was given up, or the disk has none for it.
     used_up: AtomicBool,
     waiting: [AtomicBool; 2],
     space: watch::Sender<Space>,
@@ -92,7 +92,9 @@ impl Ballast {
             error!("the disk is full: the store goes on with the room it had kept; make room soon");
             true
         } else {
-            self.reserve.give_up()
+            let given_up = self.reserve.give_up();
+            self.set_used_up(true);
+            given_up
         };
         if released {
             self.releases.fetch_add(1, Ordering::Relaxed);
@@ -115,8 +117,21 @@ impl Ballast {
     /// Takes the reserve back, if there is more than that.
     pub(super) fn hold_reserve(&self) {
         let _turn = self.turn();
-        self.reserve.hold(NEW_GENERATION);
+        self.take_reserve();
         self.tell();
+    }
+
+    fn take_reserve(&self) -> bool {
+        let held = self.reserve.hold(NEW_GENERATION);
+        // Where no room can be kept, that alone holds nobody up.
+        self.set_used_up(held.as_ref().is_ok_and(|held| !held));
+        said(held)
+    }
+
+    fn set_used_up(&self, used_up: bool) {
+        if self.used_up.swap(used_up, Ordering::Relaxed) != used_up && used_up {
+            error!("the disk is full and the room kept for that is used up: new records wait for room");
+        }
     }
 
     /// Whether a new generation can be made.
@@ -127,18 +142,14 @@ impl Ballast {
     /// Takes all the room back, if there is plenty of it; true if it is held.
     pub(super) fn hold(&self) -> bool {
         let _turn = self.turn();
-        let held = self.reserve.hold(NEW_GENERATION) && self.ballast.hold(SPARE);
+        let held = self.take_reserve() && said(self.ballast.hold(SPARE));
         self.tell();
         held
     }
 
     fn tell(&self) {
         let waits = self.waiting.iter().any(|waiting| waiting.load(Ordering::Relaxed));
-        let used_up = !self.reserve.held();
-        if self.used_up.swap(used_up, Ordering::Relaxed) != used_up && used_up {
-            error!("the disk is full and the room kept for that is used up: new records wait for room");
-        }
-        let space = match (waits || used_up, self.ballast.held()) {
+        let space = match (waits || self.is_used_up(), self.ballast.held()) {
             (true, _) => Space::None,
             (false, true) => Space::Enough,
             (false, false) => Space::Tight,
@@ -156,6 +167,14 @@ impl Ballast {
     fn turn(&self) -> MutexGuard<'_, ()> {
         self.turn.lock().expect("nobody panics in his turn")
     }
+}
+
+/// Whether room is held; that it cannot be is said.
+fn said(held: io::Result<bool>) -> bool {
+    held.unwrap_or_else(|error| {
+        warn!("no room can be kept for a full disk: {error}");
+        false
+    })
 }
 
 /// A file that holds space.
@@ -176,12 +195,8 @@ impl Kept {
     }
 
     /// Takes it if so much remains free; true if it is held.
-    fn hold(&self, spare: u64) -> bool {
-        self.held()
-            || self.take(spare).unwrap_or_else(|error| {
-                warn!("no room can be kept for a full disk: {error}");
-                false
-            })
+    fn hold(&self, spare: u64) -> io::Result<bool> {
+        if self.held() { Ok(true) } else { self.take(spare) }
     }
 
     /// What the disk has for us.
@@ -193,6 +208,9 @@ impl Kept {
     fn take(&self, spare: u64) -> io::Result<bool> {
         if self.free()? < self.size + spare {
             return Ok(false);
+        }
+        if self.path.is_dir() {
+            fs::remove_dir_all(&self.path)?;
         }
         let taken = File::create(&self.path).and_then(|file| {
             fallocate(&file, FallocateFlags::empty(), 0, self.size)?;
@@ -233,6 +251,18 @@ mod tests {
         assert_eq!((*space.borrow_and_update(), ballast.is_used_up()), (Space::Tight, false));
         assert!(ballast.hold());
         assert_eq!(*space.borrow_and_update(), Space::Enough);
+    }
+
+    #[test]
+    fn where_something_else_lies_in_its_place_nobody_waits() {
+        let dir = tempfile::tempdir().expect("folder");
+        for name in ["ballast", "reserve"] {
+            fs::create_dir(dir.path().join(name)).expect("folder");
+        }
+        let ballast = Ballast::new(dir.path(), 1024 * 1024, &Metrics::new());
+        assert!(ballast.hold() && !ballast.is_used_up());
+        let nowhere = Ballast::new(&dir.path().join("gone"), 1024 * 1024, &Metrics::new());
+        assert!(!nowhere.hold() && !nowhere.is_used_up());
     }
 
     #[test]
