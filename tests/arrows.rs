@@ -89,7 +89,20 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         ],
     ),
     // What people see.
-    ("status", &["alarm", "clock", "config", "reading", "record", "store::Generation", "store::Head", "supervise"]),
+    (
+        "status",
+        &[
+            "alarm",
+            "clock",
+            "config",
+            "reading",
+            "record",
+            "store::Generation",
+            "store::Head",
+            "store::Space",
+            "supervise",
+        ],
+    ),
     ("http", &["clock", "config", "metrics", "reading", "record", "status", "store", "supervise", "uplink::message"]),
     ("notify", &["clock", "supervise"]),
     ("flash", &["alarm", "clock", "metrics", "pipeline::Input", "reading", "status", "supervise"]),

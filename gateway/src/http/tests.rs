@@ -302,7 +302,7 @@ async fn the_outbox_is_counted_and_its_records_are_paged() {
     let threads: Vec<_> = committers.into_iter().map(|(_, work)| std::thread::spawn(work)).collect();
     let records = (1..=7).map(|sequence| carried_out(&recovered.epoch, sequence)).collect();
     store.commit(Commit { records, ..Commit::default() }).await.expect("commits");
-    store.confirm(Lane::Alarm, vec![3]).await.expect("confirms");
+    store.settle(Lane::Alarm, vec![(3, 3)]).await.expect("settles");
 
     let about = crate::uplink::message::About {
         gateway: segment("taman-elektrik-01"),
