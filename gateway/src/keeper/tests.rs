@@ -374,9 +374,11 @@ async fn the_alarms_of_the_outbox_follow_how_full_it_is() {
     let expected = [
         "raised gateway/outbox-filling",
         "raised gateway/outbox-evicting",
-        "cleared gateway/outbox-filling",
         "cleared gateway/outbox-evicting",
+        "cleared gateway/outbox-filling",
     ];
+    // A generation is large beside this quota: giving it up may have ended the eviction, or both in one measurement.
+    told[2..].sort_unstable();
     assert_eq!(told, expected);
     rig.close().await;
 }

@@ -241,7 +241,7 @@ impl Chain {
             });
         }
         if self.staged.epoch.started.take().is_some() {
-            self.put(Put::epoch(&self.staged.epoch.clone()));
+            self.put(Put::epoch(&self.staged.epoch));
         }
         let position = self.staged.next_position;
         self.staged.next_position += 1;
@@ -324,7 +324,7 @@ impl Chain {
             return Ok(());
         }
         self.reserve()?;
-        self.write(sled::Batch::default())?;
+        self.write()?;
         self.durable = self.staged.clone();
         let (records, bytes, oldest) = std::mem::take(&mut self.joining);
         if self.waiting() == 0 {
@@ -339,8 +339,9 @@ impl Chain {
         self.rotate_if_full()
     }
 
-    /// Writes what is staged, behind what `batch` has already.
-    fn write(&mut self, mut batch: sled::Batch) -> Result<(), StoreError> {
+    /// Writes what is staged.
+    fn write(&mut self) -> Result<(), StoreError> {
+        let mut batch = sled::Batch::default();
         let records = self.joining.0;
         let lines = self.puts.len() as u64 + 1 + records;
         let next = NextMeta { next: self.staged.next_position, lines, after: self.commit };
@@ -367,7 +368,7 @@ impl Chain {
     fn stage_settled(&mut self) -> Vec<u64> {
         let ranges = self.settled.saved();
         let covered = |first: u64, end: u64| ranges.iter().any(|(from, to)| *from <= first && end <= to + 1);
-        let (open, sealed) = self.parts.split_last().expect("one is open");
+        let (_, sealed) = self.parts.split_last().expect("one is open");
         let drained: Vec<u64> =
             sealed.iter().filter(|part| covered(part.first, part.end)).map(|part| part.number).collect();
         // One may have been drained before it was sealed.
@@ -382,7 +383,6 @@ impl Chain {
             .filter(|(epoch, end)| covered(epoch.base + 1, end + 1))
             .map(|(epoch, _)| Put::no_epoch(&epoch.epoch))
             .collect();
-        debug_assert!(!drained.contains(&open.number), "only sealed generations are looked at");
         self.earlier.retain(|epoch| over.iter().all(|put| put.key != epoch.epoch.as_str()));
         over.into_iter().for_each(|put| self.put(put));
         drained.iter().for_each(|number| self.put(Put::generation(*number, None)));
@@ -465,7 +465,7 @@ impl Chain {
         }
         if chain.session < self.session {
             chain.session = self.session;
-            chain.put(Put::word(word::SESSION, &chain.session.clone()));
+            chain.put(Put::word(word::SESSION, &self.session));
         }
         chain.head = self.head.clone();
         chain.is_tight = true;

@@ -21,8 +21,8 @@ use crate::{
 };
 
 /// What may wait for one chain, in KiB; each job counts as at least one. Full means that the disk is slower than the
-/// field: senders wait then, and nothing is dropped. As much again are records, which
-/// may have to wait for room on the disk without keeping others. Two chains of 1 MiB fit the daemon's memory.
+/// field: senders wait then, and nothing is dropped. As much again are records, which may have to wait for room on the
+/// disk without keeping others. Two chains of 1 MiB fit the daemon's memory.
 const QUEUE_KIB: u32 = 512;
 /// A group is closed at this size: beyond it a sync costs little more a record, and the first of it waits longer.
 const GROUP_SIZE_MAX: usize = 256 * 1024;

@@ -14,7 +14,7 @@ use super::{
     OpenError,
     durable::{Database, Fault, SyncFile},
     envelope::{Envelope, Kind},
-    layout::{Entries, EpochMeta, FORMAT, MadeMeta, NextMeta, SealedMeta, word},
+    layout::{Entries, EpochMeta, FORMAT, MadeMeta, NextMeta, SealedMeta, word, word_of},
     mark::{Mark, MarkFile, RESERVED_AT_ONCE},
     place::Place,
     raw::{Bytes, Records, View},
@@ -62,9 +62,9 @@ impl Found {
         self.epochs.last()
     }
 
-    /// The machine it belongs to.
+    /// One of the chain's own values.
     pub(super) fn word<T: serde::de::DeserializeOwned>(&self, key: &str) -> Option<T> {
-        super::layout::parse(&self.entries.get(&(Kind::Word, key.to_owned()))?.1)
+        word_of(&self.entries, key)
     }
 }
 
@@ -109,7 +109,7 @@ impl Looker<'_> {
                 continue;
             }
             match self.open_newest(place, newest, alone, view, known, was_used) {
-                Ok((database, view)) => return whole(place, mark_file, (newest, database), &view, &numbers),
+                Ok((database, known)) => return Ok(whole(place, mark_file, (newest, database), known, &numbers)),
                 Err(Fault::Damaged(why)) => {
                     reason = Some(why);
                     restore(place, newest, &bytes)?;
@@ -138,7 +138,7 @@ impl Looker<'_> {
         view: View,
         known: u64,
         was_used: bool,
-    ) -> Result<(Database, View), Fault> {
+    ) -> Result<(Database, Known), Fault> {
         let damaged = |what: &str| Err(Fault::Damaged(what.to_owned()));
         if !was_used {
             return damaged("the beginning of the newest generation is missing");
@@ -156,11 +156,10 @@ impl Looker<'_> {
             last if last == view.commits.last => view,
             earlier => View::of(self.lane, bytes, known, earlier)?,
         };
-        let next = seen.word::<NextMeta>(word::NEXT).map(|next| next.next);
-        let made = seen.word::<MadeMeta>(word::MADE);
-        let (Some(made), Some(next)) = (made, next) else { return damaged("the chain's own values are missing") };
+        let Some(known) = Known::of(seen) else { return damaged("the chain's own values cannot be understood") };
+        let Known { view: seen, made, next, .. } = &known;
         let mut expected = RangeInclusiveSet::new();
-        if made.first < next {
+        if made.first < *next {
             expected.insert(made.first..=next - 1);
         }
         if contents.entries != seen.entries || seen.records.iter().any(|r| r.positions != contents.positions) {
@@ -169,7 +168,7 @@ impl Looker<'_> {
         if contents.positions != expected {
             return damaged("records of the newest generation are missing");
         }
-        Ok((database, seen))
+        Ok((database, known))
     }
 
     /// What the lines of all generations say.
@@ -230,6 +229,23 @@ impl Looker<'_> {
     }
 }
 
+/// What the newest generation says of its chain.
+struct Known {
+    view: View,
+    made: MadeMeta,
+    next: u64,
+    settled: Settled,
+}
+
+impl Known {
+    fn of(view: View) -> Option<Self> {
+        let (made, NextMeta { next, .. }) = (view.word(word::MADE)?, view.word(word::NEXT)?);
+        let ranges: Vec<(u64, u64)> = view.word(word::SETTLED)?;
+        let settled = Settled::load(&ranges, next)?;
+        Some(Self { view, made, next, settled })
+    }
+}
+
 /// What sled gives back.
 struct Contents {
     /// The last commit.
@@ -285,36 +301,34 @@ fn refuse_other_formats(place: &Place, number: u64, view: &View) -> Result<(), F
     }
 }
 
-fn whole(place: &Place, mark: MarkFile, open: (u64, Database), view: &View, numbers: &[u64]) -> Result<Found, Fault> {
-    let garbled = |what: &str| Fault::Damaged(format!("{what} cannot be understood"));
-    let made: MadeMeta = view.word(word::MADE).ok_or_else(|| garbled("the beginning"))?;
-    let NextMeta { next, .. } = view.word(word::NEXT).ok_or_else(|| garbled("the next position"))?;
-    let ranges: Vec<(u64, u64)> = view.word(word::SETTLED).unwrap_or_default();
-    let settled = Settled::load(&ranges, next).ok_or_else(|| garbled("what is settled"))?;
+fn whole(place: &Place, mark: MarkFile, open: (u64, Database), known: Known, numbers: &[u64]) -> Found {
+    let Known { view, made, next, settled } = known;
     let mut sealed: Vec<(u64, SealedMeta)> =
         view.all(Kind::Generation).filter_map(|(number, meta)| Some((number.parse().ok()?, meta))).collect();
     sealed.sort_by_key(|(_, meta)| meta.first);
     let (number, _) = open;
     for leftover in numbers.iter().filter(|n| **n != number && !sealed.iter().any(|(known, _)| known == *n)) {
         // Drained; the power went while its files were removed.
-        place.remove(*leftover)?;
+        if let Err(error) = place.remove(*leftover) {
+            warn!(chain = place.chain, leftover, "a drained generation cannot be removed: {error}");
+        }
     }
-    Ok(Found {
+    Found {
         place: place.clone(),
         mark,
         next_generation: number + 1,
         open: Some(open),
         commit: view.commits.last,
         newest_commit: view.commits.newest,
-        entries: view.entries.clone(),
         made,
         next_position: next,
         settled,
-        epochs: epochs(view),
+        epochs: epochs(&view),
         sealed,
         open_bytes: view.records.iter().map(|records| records.bytes).sum(),
         damage: None,
-    })
+        entries: view.entries,
+    }
 }
 
 fn nothing(place: &Place, mark: MarkFile) -> Found {

@@ -297,6 +297,11 @@ pub(super) fn boot_entries(boots: &Boots) -> Vec<Put> {
 /// The newest payload of every key of a chain, records aside. An empty one means that the thing is gone.
 pub(super) type Entries = BTreeMap<(Kind, String), (u64, Vec<u8>)>;
 
+/// One of the chain's own values.
+pub(super) fn word_of<T: DeserializeOwned>(entries: &Entries, key: &str) -> Option<T> {
+    parse(&entries.get(&(Kind::Word, key.to_owned()))?.1)
+}
+
 /// What was read of a chain besides its records and its own values. What cannot be understood is left out and named.
 #[derive(Debug, Default)]
 pub(super) struct States {

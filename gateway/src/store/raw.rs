@@ -16,7 +16,7 @@ use rangemap::RangeInclusiveSet;
 
 use super::{
     envelope::{Envelope, Kind, Scanned, scan},
-    layout::{Entries, NextMeta, parse, word},
+    layout::{Entries, NextMeta, parse, word, word_of},
 };
 use crate::record::Lane;
 
@@ -154,7 +154,7 @@ impl View {
 
     /// One of the chain's own values.
     pub(super) fn word<T: serde::de::DeserializeOwned>(&self, key: &str) -> Option<T> {
-        parse(&self.entries.get(&(Kind::Word, key.to_owned()))?.1)
+        word_of(&self.entries, key)
     }
 
     /// Every value of a kind that is not gone, by key.

@@ -91,7 +91,7 @@ impl Chain {
             Put::word(word::MADE, &self.made),
         ];
         generations.into_iter().chain(epochs).chain(words).chain(Put::fence()).for_each(|put| self.put(put));
-        self.write(sled::Batch::default())?;
+        self.write()?;
         let number = self.parts.last().expect("one is open").number;
         self.place.make_durable(number).map_err(|e| self.failed(&e))
     }

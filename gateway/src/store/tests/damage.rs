@@ -158,6 +158,25 @@ async fn what_is_lost_is_told_until_it_is_declared() {
 }
 
 #[tokio::test]
+async fn values_of_the_chain_that_cannot_be_true_do_not_prevent_a_start() {
+    for (key, payload) in [("settled", "[[5,1]]"), ("made", "7"), ("next", "{}")] {
+        let dir = folder();
+        let rig = Rig::open(dir.path());
+        rig.append(1..=9).await;
+        rig.close();
+        let db = sled::Config::new().path(dir.path().join("alarm-1")).open().expect("sled");
+        let next = layout::Put::word(layout::word::NEXT, &layout::NextMeta { next: 10, lines: 2, after: 98 });
+        db.insert(next.database_key(), next.line(99)).expect("inserts");
+        let wrong = layout::Put { kind: Kind::Word, key: key.to_owned(), payload: payload.into() };
+        db.insert(wrong.database_key(), wrong.line(99)).expect("inserts");
+        drop(db);
+        let rig = Rig::open(dir.path());
+        assert_eq!(sequences(&rig.waiting(Lane::Alarm).await), (1..=9).collect::<Vec<_>>(), "{key}");
+        rig.close();
+    }
+}
+
+#[tokio::test]
 async fn sealed_generations_that_were_swapped_lose_nothing() {
     let dir = folder();
     let rig = Rig::open(dir.path());
