@@ -7,10 +7,11 @@
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::Clock,
-    config::{Config, points::Points},
+    config::{Config, Outbox, points::Points},
     flash::FlashTask,
     http::{BindError, HttpTask, Names, OutboxView, View},
     keeper::{self, KeeperTask},
@@ -25,13 +26,16 @@ use crate::{
     },
     status::{About, DeviceUpdate, StatusBoard},
     store::{self, OpenError, Store},
-    supervise::{Failure, Pulse, Shutdown, Supervisor},
+    supervise::{Failure, Pulse, Shutdown, Supervisor, TaskResult},
     uplink::{message, session::UplinkTask},
 };
 
 /// How long everything together may take to stop: the uplink's drain, one slow sync of each chain, and room. systemd's
 /// own limit must be longer.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// How often it is tried whether an outbox that cannot be used can be: an alarm in memory is at risk until then.
+const LOOK_FOR_OUTBOX_EVERY: Duration = Duration::from_secs(10);
 
 /// Why the daemon could not start.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +53,17 @@ pub enum StartError {
 pub struct Daemon {
     supervisor: Supervisor,
     manager: Manager,
+    /// Cancelled when the outbox, which is in memory, can be used again.
+    outbox_usable: CancellationToken,
+}
+
+/// Why a daemon ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to.
+    Stopped,
+    /// Its outbox was in memory, and can be used again: a new start takes in what memory holds.
+    OutboxUsable,
 }
 
 /// What every task is handed.
@@ -61,19 +76,15 @@ struct Handles {
 
 impl Daemon {
     /// Opens the store, binds the addresses and starts every task.
-    pub async fn start(config: Config, clock: Clock, manager: Manager) -> Result<Self, StartError> {
+    pub async fn start(mut config: Config, clock: Clock, manager: Manager) -> Result<Self, StartError> {
         let mut supervisor = Supervisor::new();
         let pulse = Pulse::new(clock.clone());
         let handles = Handles { metrics: Metrics::new(), shutdown: supervisor.shutdown(), clock, pulse };
         let board = StatusBoard::new(About::of(&config), handles.clock.clone(), handles.pulse.clone());
 
-        let options = store::Options {
-            path: config.outbox.path.clone(),
-            machine: Machine::this(),
-            boot: handles.clock.boot().clone(),
-            generation_size: keeper::generation_size(config.outbox.max_size),
-        };
-        let (store, recovered, committers) = store::open(&options, &handles.metrics)?;
+        let outbox_usable = CancellationToken::new();
+        let (store, recovered, committers) =
+            open_outbox(&mut config, &board, &handles, &outbox_usable, &mut supervisor)?;
         for (bus, device) in config.modbus.iter().flat_map(|bus| bus.devices.iter().map(move |device| (bus, device))) {
             board.set_device(DeviceUpdate::unheard(device.name.clone(), bus.name.as_str()));
         }
@@ -127,18 +138,73 @@ impl Daemon {
         supervisor.task("watchdog", watchdog.run(handles.shutdown.clone()));
         board.set_ready();
         manager.ready();
-        Ok(Self { supervisor, manager })
+        Ok(Self { supervisor, manager, outbox_usable })
     }
 
-    /// Runs until `stop` resolves or a task ends, then drains within its bound.
-    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), Failure> {
-        let Self { supervisor, manager } = self;
+    /// Runs until `stop` resolves, the outbox can be used again or a task ends, then drains within its bound.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<Ended, Failure> {
+        let Self { supervisor, manager, outbox_usable } = self;
+        let mut ended = Ended::Stopped;
         let told = async {
-            stop.await;
-            manager.stopping();
+            tokio::select! {
+                () = stop => manager.stopping(),
+                () = outbox_usable.cancelled() => ended = Ended::OutboxUsable,
+            }
         };
-        supervisor.run(told, DRAIN_MAX).await
+        supervisor.run(told, DRAIN_MAX).await?;
+        Ok(ended)
     }
+}
+
+/// Opens the outbox; where its folder cannot be used, one in memory, which `config` describes then.
+fn open_outbox(
+    config: &mut Config,
+    board: &StatusBoard,
+    handles: &Handles,
+    usable: &CancellationToken,
+    supervisor: &mut Supervisor,
+) -> Result<store::Opened, OpenError> {
+    let Outbox { path, max_size, .. } = &mut config.outbox;
+    let memory = store::memory::folder(path);
+    let options = store::Options {
+        path: path.clone(),
+        machine: Machine::this(),
+        boot: handles.clock.boot().clone(),
+        generation_size: keeper::generation_size(*max_size),
+        memory: Some(memory.clone()),
+    };
+    let unusable = match store::open(&options, &handles.metrics) {
+        Err(error @ (OpenError::InUse { .. } | OpenError::Random(_))) => return Err(error),
+        Err(error) => error,
+        opened => return opened,
+    };
+    *max_size = store::memory::SIZE_MAX.min(*max_size);
+    let in_memory = store::Options { generation_size: keeper::generation_size(*max_size), ..options.clone() };
+    let opened = store::open_in_memory(&in_memory, &memory, &handles.metrics).map_err(|error| {
+        tracing::error!("nor can it be kept in memory: {error}");
+        unusable.clone()
+    })?;
+    tracing::error!(reason = %unusable, "the outbox cannot be used: records are in memory, and a power cut takes them");
+    board.set_unusable(unusable.to_string());
+    handles.metrics.outbox_in_memory.set(1);
+    *path = memory;
+    let (usable, shutdown) = (usable.clone(), handles.shutdown.clone());
+    supervisor.thread("outbox", move || look_for_outbox(&options, &usable, &shutdown));
+    Ok(opened)
+}
+
+/// Tries again and again whether the outbox can be used.
+fn look_for_outbox(options: &store::Options, usable: &CancellationToken, shutdown: &Shutdown) -> TaskResult {
+    let runtime = tokio::runtime::Handle::current();
+    let pause = || async { tokio::time::timeout(LOOK_FOR_OUTBOX_EVERY, shutdown.cancelled()).await };
+    while runtime.block_on(pause()).is_err() {
+        if store::can_be_opened(options).is_ok() {
+            tracing::info!("the outbox can be used again: the daemon starts anew with it");
+            usable.cancel();
+            runtime.block_on(shutdown.cancelled());
+        }
+    }
+    Ok(())
 }
 
 /// Page, API, metrics and health.

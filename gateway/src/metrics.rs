@@ -59,6 +59,8 @@ pub struct Metrics {
     pub outbox_full_in_seconds: Gauge,
     /// `gardu_outbox_disk_full`: 1 while the room that was kept for that is in use
     pub outbox_disk_full: IntGauge,
+    /// `gardu_outbox_in_memory`: 1 while its folder cannot be used
+    pub outbox_in_memory: IntGauge,
     /// `gardu_outbox_waits_for_room`: 1 while nothing can be stored
     pub outbox_waits_for_room: IntGauge,
     /// `gardu_outbox_sync_seconds{chain}`
@@ -182,6 +184,10 @@ impl Metrics {
             outbox_disk_full: gauge(
                 "outbox_disk_full",
                 "1 while the disk is full and the room kept for that is in use.",
+            ),
+            outbox_in_memory: gauge(
+                "outbox_in_memory",
+                "1 while the outbox cannot be used and records are kept in memory.",
             ),
             outbox_waits_for_room: gauge("outbox_waits_for_room", "1 while nothing can be stored for want of room."),
             outbox_sync_seconds: times("outbox_sync_seconds", "Duration of one durable commit.", &["chain"]),

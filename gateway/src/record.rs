@@ -260,6 +260,8 @@ pub enum StartReason {
     RolledBack,
     /// Part of the store could not be read and was set aside; numbers used may be missing from what is left.
     Damaged,
+    /// The store cannot be used, and records are kept in memory until it can. The epoch before it is not over.
+    InMemory,
 }
 
 /// Why numbers are lost.

@@ -98,6 +98,7 @@ struct Parts {
     heads: Vec<(Lane, watch::Receiver<Head>)>,
     written: Option<Written>,
     space: Option<watch::Receiver<Space>>,
+    unusable: Option<String>,
     outbox: Option<OutboxState>,
     alarms: Standing,
     devices: BTreeMap<Segment, DeviceUpdate>,
@@ -107,7 +108,8 @@ impl Parts {
     /// As last measured, with the room there is now: without any, nothing is measured.
     fn outbox(&self) -> Option<OutboxState> {
         let now = self.space.as_ref().map(|space| *space.borrow());
-        self.outbox.map(|outbox| OutboxState { space: now.unwrap_or(outbox.space), ..outbox })
+        let outbox = self.outbox.clone()?;
+        Some(OutboxState { space: now.unwrap_or(outbox.space), unusable: self.unusable.clone(), ..outbox })
     }
 }
 
@@ -123,6 +125,7 @@ impl StatusBoard {
             heads: Vec::new(),
             written: None,
             space: None,
+            unusable: None,
             outbox: None,
             alarms: Standing::default(),
             devices: BTreeMap::new(),
@@ -145,6 +148,11 @@ impl StatusBoard {
     /// The same of the room that its disk has.
     pub fn set_space(&self, space: watch::Receiver<Space>) {
         self.parts().space = Some(space);
+    }
+
+    /// The outbox is in memory, for its folder cannot be used.
+    pub fn set_unusable(&self, reason: String) {
+        self.parts().unusable = Some(reason);
     }
 
     /// The outbox was measured.

@@ -25,4 +25,5 @@ mod rollback;
 mod serial;
 mod tls;
 mod twins;
+mod unusable;
 mod uplink;

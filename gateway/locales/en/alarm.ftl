@@ -9,3 +9,4 @@ alarm-flash-budget = This gateway writes more to its card a day than `outbox.wri
 alarm-outbox-evicting = The outbox is full: the oldest telemetry is given up, then the least urgent alarms; restore the link to the command center
 alarm-outbox-full = The disk of the outbox is full: the gateway lives on the room it had kept, and when that is used up it can record nothing more; remove what does not belong on the card
 alarm-outbox-filling = The outbox is filling up: full within 24 hours or above 80 %; check the link to the command center
+alarm-outbox-unusable = The outbox cannot be used: alarms are kept in memory only, and a power cut takes those not yet delivered; look at the card (`gardu status` says why)

@@ -25,6 +25,7 @@ status-disk = on disk: { $used } of { $quota } MiB, { $percent } % full
 status-disk-filling = on disk: { $used } of { $quota } MiB, { $percent } % full; full in { $full }
 status-disk-tight = THE DISK IS FULL: the outbox lives on the room it had kept; remove what does not belong there
 status-disk-none = THE DISK IS FULL, NOTHING CAN BE RECORDED: devices wait for room; remove what does not belong there
+status-disk-unusable = THE OUTBOX CANNOT BE USED, RECORDS ARE IN MEMORY ONLY: { $reason }
 status-disk-evicting = on disk: { $used } of { $quota } MiB, FULL: the oldest telemetry is given up, then the least urgent alarms
 status-stages-run = { $count }, all of them running
 status-stages-stuck = STUCK: { $stages }

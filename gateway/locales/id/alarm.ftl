@@ -9,3 +9,4 @@ alarm-flash-budget = Gateway ini menulis ke kartu memori lebih banyak per hari d
 alarm-outbox-evicting = Antrean kirim penuh: telemetri tertua dilepas, lalu alarm yang paling ringan; pulihkan sambungan ke pusat komando
 alarm-outbox-full = Kartu memori penuh: gateway memakai ruang cadangan, dan bila itu habis tidak ada lagi yang dapat dicatat; hapus berkas lain yang memenuhi kartu
 alarm-outbox-filling = Antrean kirim hampir penuh: penuh dalam 24 jam atau sudah di atas 80 %; periksa sambungan ke pusat komando
+alarm-outbox-unusable = Antrean kirim tidak dapat dipakai: alarm hanya tersimpan di memori, dan yang belum terkirim hilang bila listrik padam; periksa kartu memori (`gardu status` menyebut sebabnya)

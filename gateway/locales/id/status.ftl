@@ -25,6 +25,7 @@ status-disk = di disk: { $used } dari { $quota } MiB, terisi { $percent } %
 status-disk-filling = di disk: { $used } dari { $quota } MiB, terisi { $percent } %; penuh dalam { $full }
 status-disk-tight = DISK PENUH: antrean memakai ruang cadangan; hapus berkas lain yang memenuhi disk
 status-disk-none = DISK PENUH, TIDAK ADA YANG DAPAT DICATAT: perangkat menunggu ruang; hapus berkas lain yang memenuhi disk
+status-disk-unusable = ANTREAN TIDAK DAPAT DIPAKAI, CATATAN HANYA DI MEMORI: { $reason }
 status-disk-evicting = di disk: { $used } dari { $quota } MiB, PENUH: telemetri tertua dilepas, lalu alarm yang paling ringan
 status-stages-run = { $count } tahap, semuanya berjalan
 status-stages-stuck = MACET: { $stages }

@@ -85,6 +85,12 @@ impl AlarmId {
         Self("gateway/outbox-filling".into())
     }
 
+    /// The alarm that says that the outbox cannot be used and records are kept in memory.
+    #[must_use]
+    pub fn outbox_unusable() -> Self {
+        Self("gateway/outbox-unusable".into())
+    }
+
     /// An alarm's name as received from outside: 2 to 5 segments.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {

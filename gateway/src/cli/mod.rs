@@ -59,7 +59,8 @@ pub fn main(args: &[OsString]) -> ExitCode {
 fn demo(options: demo::Options) -> ExitCode {
     let daemon = async |path: PathBuf, clock, stop| {
         let config = config::load(&path, Need::All).map_err(|problems| anyhow::anyhow!("{problems}"))?;
-        Ok(Daemon::start(config, clock, Manager::default()).await?.run(stop).await?)
+        Daemon::start(config, clock, Manager::default()).await?.run(stop).await?;
+        Ok(())
     };
     match runtime().block_on(demo::run(options, Clock::system(), daemon)) {
         Ok(summary) if summary.lost == 0 => exit::OK.into(),

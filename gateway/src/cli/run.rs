@@ -8,7 +8,7 @@ use super::exit;
 use crate::{
     clock::Clock,
     config::{self, Language, Need},
-    daemon::{Daemon, StartError},
+    daemon::{self, Daemon, StartError},
     log,
     notify::Manager,
     supervise::Failure,
@@ -31,18 +31,20 @@ pub fn run(path: &Path, language: Option<Language>) -> ExitCode {
         // Before READY: a SIGTERM right after it must already drain.
         let mut terminate = signal(SignalKind::terminate()).map_err(Ended::Signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(Ended::Signals)?;
-        let gateway = config.gateway.id.clone();
-        let daemon = Daemon::start(config, Clock::system(), manager).await?;
-        tracing::info!(%gateway, version = env!("CARGO_PKG_VERSION"), "started");
-        let stop = async {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+        loop {
+            let daemon = Daemon::start(config.clone(), Clock::system(), manager.clone()).await?;
+            tracing::info!(gateway = %config.gateway.id, version = env!("CARGO_PKG_VERSION"), "started");
+            let stop = async {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+                tracing::info!("stopping");
+            };
+            if daemon.run(stop).await? == daemon::Ended::Stopped {
+                return Ok(());
             }
-            tracing::info!("stopping");
-        };
-        daemon.run(stop).await?;
-        Ok(())
+        }
     });
     match ended {
         Ok(()) => {

@@ -66,7 +66,7 @@ pub fn render(seen: &Snapshot, language: Language) -> String {
     out.push_str(&page.row("status-clock", &page.say(clock, &[])));
     page.uplink(&mut out, seen.uplink.as_ref());
     let lanes = seen.lanes.iter().map(|(lane, state)| page.lane_line(*lane, state));
-    for (i, text) in lanes.chain(seen.outbox.map(|outbox| page.disk(outbox))).enumerate() {
+    for (i, text) in lanes.chain(seen.outbox.as_ref().map(|outbox| page.disk(outbox))).enumerate() {
         out.push_str(&page.row(if i == 0 { "status-outbox" } else { "" }, &text));
     }
     if let Some(written) = seen.written {
@@ -125,9 +125,10 @@ impl Page {
         self.say(key, &args)
     }
 
-    fn disk(&self, outbox: OutboxState) -> String {
+    fn disk(&self, outbox: &OutboxState) -> String {
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
         let key = match (outbox.evicting, outbox.full_in_s) {
+            _ if outbox.unusable.is_some() => "status-disk-unusable",
             _ if outbox.space == Space::None => "status-disk-none",
             _ if outbox.space == Space::Tight => "status-disk-tight",
             (true, _) => "status-disk-evicting",
@@ -139,6 +140,7 @@ impl Page {
             ("quota", mib(outbox.quota_bytes).into()),
             ("percent", outbox.filled_percent.into()),
             ("full", self.duration(outbox.full_in_s.unwrap_or(0)).into()),
+            ("reason", plain(outbox.unusable.as_deref().unwrap_or_default()).into()),
         ];
         self.say(key, &args)
     }
@@ -272,6 +274,7 @@ mod tests {
             full_in_s: Some(9 * 3_600 + 180),
             evicting: false,
             space: Space::Enough,
+            unusable: None,
         });
         clock.set(at(12));
         (clock, pulse, board)

@@ -150,6 +150,7 @@ fn read(document: &Document<'_>, secrets: Secrets<'_>) -> Option<Config> {
         (AlarmId::outbox_evicting(), Severity::High, "alarm-outbox-evicting"),
         (AlarmId::outbox_filling(), Severity::Medium, "alarm-outbox-filling"),
         (AlarmId::outbox_full(), Severity::Critical, "alarm-outbox-full"),
+        (AlarmId::outbox_unusable(), Severity::Critical, "alarm-outbox-unusable"),
     ] {
         rules.push(Rule::built_in(alarm, severity, text::both(text, &[])));
     }

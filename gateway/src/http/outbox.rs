@@ -86,7 +86,7 @@ impl OutboxView {
             gateway: self.about.gateway.clone(),
             path: self.path.clone(),
             disk_bytes: folder.disk_bytes,
-            quota_bytes: Some(measured.map_or(self.quota_bytes, |measured| measured.quota_bytes)),
+            quota_bytes: Some(measured.as_ref().map_or(self.quota_bytes, |measured| measured.quota_bytes)),
             full_in_s: measured.and_then(|measured| measured.full_in_s),
             lanes,
             lost: lost(metrics),

@@ -297,7 +297,7 @@ async fn the_outbox_is_counted_and_its_records_are_paged() {
     let dir = tempfile::tempdir().expect("a folder");
     let boot = BootId::new("boot");
     let generation_size = store::GENERATION_SIZE;
-    let options = Options { path: dir.path().into(), machine: "machine-1".into(), boot, generation_size };
+    let options = Options { path: dir.path().into(), machine: "machine-1".into(), boot, generation_size, memory: None };
     let (store, recovered, committers) = store::open(&options, &Metrics::new()).expect("opens");
     let threads: Vec<_> = committers.into_iter().map(|(_, work)| std::thread::spawn(work)).collect();
     let records = (1..=7).map(|sequence| carried_out(&recovered.epoch, sequence)).collect();

@@ -208,6 +208,7 @@ impl Keeper {
             full_in_s: full_in.map(|full| full.as_secs()),
             evicting: self.quota.evicting(),
             space,
+            unusable: None,
         };
         let metrics = &self.task.metrics;
         metrics.outbox_disk_bytes.set(state.disk_bytes.cast_signed());
@@ -217,7 +218,8 @@ impl Keeper {
         if self.evicted > 0 && !self.quota.evicting() {
             info!(generations = std::mem::take(&mut self.evicted), "the outbox has room again");
         }
-        let seen = Seen { evicting: self.quota.evicting(), filled_percent, full_in, space };
+        let medium = self.task.store.medium();
+        let seen = Seen { evicting: self.quota.evicting(), filled_percent, full_in, space, medium };
         for (warning, stands) in self.warnings.judge(&seen) {
             self.task.raise(warning, stands).await?;
         }

@@ -85,7 +85,8 @@ impl Rig {
         let folder = folder();
         let (clock, metrics) = (Clock::manual("boot", at(0)), Metrics::new());
         let (path, boot) = (folder.path().to_owned(), clock.boot().clone());
-        let options = Options { path: path.clone(), machine: "m".into(), boot: boot.clone(), generation_size };
+        let options =
+            Options { path: path.clone(), machine: "m".into(), boot: boot.clone(), generation_size, memory: None };
         let (store, recovered, committers) = store::open(&options, &metrics).expect("opens");
         let threads = committers.into_iter().map(|(_, work)| std::thread::spawn(work)).collect();
         let report = |pattern, report| (Selector::parse(pattern).expect("a pattern"), About { unit: None, report });
@@ -99,6 +100,7 @@ impl Rig {
         rules.push(built_in(AlarmId::outbox_evicting(), Severity::High));
         rules.push(built_in(AlarmId::outbox_filling(), Severity::Medium));
         rules.push(built_in(AlarmId::outbox_full(), Severity::Critical));
+        rules.push(built_in(AlarmId::outbox_unusable(), Severity::Critical));
         let (core, first) = Core::new(recovered, rules, points, 1_000_000_000, boot, clock.now());
         let (inputs, queue) = mpsc::channel(16);
         let pulse = Pulse::new(clock.clone());

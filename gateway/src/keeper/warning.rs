@@ -1,5 +1,6 @@
 //! The alarms the outbox itself raises: `gateway/outbox-filling` before anything is lost, `gateway/outbox-evicting` while
-//! records are given up, `gateway/outbox-full` while the disk is full. Pure.
+//! records are given up, `gateway/outbox-full` while the disk is full, `gateway/outbox-unusable` while its
+//! folder cannot be used and records are kept in memory. Pure.
 
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use crate::{
     alarm::AlarmId,
     clock::Now,
     reading::{PointId, Reading, Value},
-    store::Space,
+    store::{Medium, Space},
 };
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -23,6 +24,7 @@ pub(super) enum Warning {
     Filling,
     Evicting,
     Full,
+    Unusable,
 }
 
 impl Warning {
@@ -32,6 +34,7 @@ impl Warning {
             Self::Filling => AlarmId::outbox_filling(),
             Self::Evicting => AlarmId::outbox_evicting(),
             Self::Full => AlarmId::outbox_full(),
+            Self::Unusable => AlarmId::outbox_unusable(),
         };
         let point = PointId::parse(alarm.as_str()).expect("a built-in alarm's name is that of its point");
         Reading::good(point, Value::Bool(stands), now)
@@ -45,6 +48,7 @@ pub(super) struct Seen {
     pub(super) filled_percent: u64,
     pub(super) full_in: Option<Duration>,
     pub(super) space: Space,
+    pub(super) medium: Medium,
 }
 
 /// What was said of each last; nothing after a start, when it may still stand from before.
@@ -53,12 +57,13 @@ pub(super) struct Warnings {
     filling: Option<bool>,
     evicting: Option<bool>,
     full: Option<bool>,
+    unusable: Option<bool>,
 }
 
 impl Warnings {
     /// What is to be said now: what changed.
     pub(super) fn judge(&mut self, seen: &Seen) -> Vec<(Warning, bool)> {
-        let Seen { evicting, filled_percent, full_in, space } = *seen;
+        let Seen { evicting, filled_percent, full_in, space, medium } = *seen;
         let soon = |within: Duration| full_in.is_some_and(|full| full <= within);
         let filling = if filled_percent >= FILLING_PERCENT.0 || soon(FILLING_IN.0) {
             Some(true)
@@ -75,7 +80,9 @@ impl Warnings {
         let evicting = changed(&mut self.evicting, evicting).map(|stands| (Warning::Evicting, stands));
         // Room that is taken back only when there is plenty does not flutter.
         let full = changed(&mut self.full, Some(space != Space::Enough)).map(|stands| (Warning::Full, stands));
-        filling.into_iter().chain(evicting).chain(full).collect()
+        let unusable = changed(&mut self.unusable, Some(medium == Medium::Memory));
+        let unusable = unusable.map(|stands| (Warning::Unusable, stands));
+        filling.into_iter().chain(evicting).chain(full).chain(unusable).collect()
     }
 }
 
@@ -88,7 +95,7 @@ mod tests {
         let mut warnings = Warnings::default();
         let timeline = [
             // evicting, percent, hours, space; what is said
-            (false, 90, None, Space::Enough, "+filling -full"), // eviction may stand from before the start
+            (false, 90, None, Space::Enough, "+filling -full -unusable"), // eviction may stand from before the start
             (false, 79, None, Space::Enough, "-evicting"),
             (false, 74, None, Space::Enough, "-filling"),
             (false, 74, Some(31), Space::Enough, ""),
@@ -104,7 +111,8 @@ mod tests {
             (false, 60, None, Space::Enough, "-full"),
         ];
         for (evicting, filled_percent, hours, space, expected) in timeline {
-            let seen = Seen { evicting, filled_percent, full_in: hours.map(|hours| hours * HOUR), space };
+            let medium = Medium::Disk;
+            let seen = Seen { evicting, filled_percent, full_in: hours.map(|hours| hours * HOUR), space, medium };
             let said: Vec<&str> = warnings
                 .judge(&seen)
                 .into_iter()
@@ -115,6 +123,8 @@ mod tests {
                     (Warning::Evicting, false) => "-evicting",
                     (Warning::Full, true) => "+full",
                     (Warning::Full, false) => "-full",
+                    (Warning::Unusable, true) => "+unusable",
+                    (Warning::Unusable, false) => "-unusable",
                 })
                 .collect();
             assert_eq!(said.join(" "), expected, "{seen:?}");

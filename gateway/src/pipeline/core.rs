@@ -95,6 +95,9 @@ impl Core {
         if let Some(started) = recovered.started {
             core.record(&mut step, stream_started(started), now);
         }
+        for alarm in recovered.untold {
+            core.tell_again(&mut step, alarm, now);
+        }
         core.note(&mut step, facts, now);
         core.finish(&mut step, now);
         (core, step)
@@ -219,6 +222,16 @@ impl Core {
         step.touched.extend(facts.changed);
         step.commit.counts.extend(facts.counts);
         step.commit.forgotten_alarms.extend(facts.forgotten);
+    }
+
+    /// Tells the last transition of an alarm again: nobody knows whether the record that told of it will ever arrive.
+    fn tell_again(&mut self, step: &mut Step, alarm: AlarmId, now: Now) {
+        let Some(state) = self.engine.alarm(&alarm) else { return };
+        let body = Body::Alarm(Box::new(state.last.clone()));
+        let when = state.told.as_ref().map_or((self.boot.clone(), now), |told| (told.boot.clone(), told.recorded));
+        let told = self.record_of(step, body, when);
+        self.engine.recorded(&alarm, told);
+        step.touched.insert(alarm);
     }
 
     /// Numbers a record and puts it into its lane.

@@ -20,7 +20,7 @@ use crate::{
     reading::Reading,
     record::{Batch, Body, Epoch, Lane, LastKnown, LossReason, Refused, StreamEvent},
     status::StatusBoard,
-    store::{Commit, Store, StoreError},
+    store::{Commit, Medium, Store, StoreError},
     supervise::{BEAT_EVERY, Beat, TaskResult},
     telemetry::POINTS_MAX,
 };
@@ -171,7 +171,7 @@ impl Raised {
     }
 }
 
-/// Publishers that wait for a telemetry group.
+/// Publishers that wait: for a telemetry group, or, where the store lies in memory, for the command center.
 type Waiting = FuturesUnordered<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>>;
 
 impl Pipeline {
@@ -181,7 +181,10 @@ impl Pipeline {
         let first = std::mem::take(&mut self.first);
         self.carry_out(first, &mut waiting).await?;
         let mut search = None;
-        while let Some(inputs) = self.select(search, &mut waiting).await {
+        while let Some(mut inputs) = self.select(search, &mut waiting).await {
+            if self.store.medium() == Medium::Memory {
+                inputs.iter_mut().for_each(|input| self.acknowledge_when_delivered(input, &waiting));
+            }
             for input in &inputs {
                 if let Input::Readings(readings) | Input::Message { readings, .. } = input {
                     self.board.heard(readings, "mqtt");
@@ -195,8 +198,23 @@ impl Pipeline {
         }
         let step = self.core.last_step(self.clock.now());
         self.carry_out(step, &mut waiting).await?;
-        while waiting.next().await.is_some() {}
+        // What lies in memory is not acknowledged at the end: the uplink has gone, and delivers nothing more.
+        while self.store.medium() == Medium::Disk && waiting.next().await.is_some() {}
         Ok(())
+    }
+
+    /// Memory is no stable storage: the publisher of a message hears nothing before the command center has what it caused.
+    fn acknowledge_when_delivered(&self, input: &mut Input, waiting: &Waiting) {
+        let Input::Message { durable, .. } = input else { return };
+        let (stored, is_stored) = oneshot::channel();
+        let publisher = std::mem::replace(durable, stored);
+        let store = self.store.clone();
+        waiting.push(Box::pin(async move {
+            if is_stored.await.is_ok() {
+                store.safe().await;
+                let _gone = publisher.send(());
+            }
+        }));
     }
 
     /// Waits for inputs, a deadline or the next heartbeat; `None` when everybody has let go of the queue.

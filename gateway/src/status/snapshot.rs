@@ -131,7 +131,7 @@ pub struct Written {
 }
 
 /// How full the outbox is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutboxState {
     /// What it takes on the disk.
     pub disk_bytes: u64,
@@ -145,6 +145,9 @@ pub struct OutboxState {
     pub evicting: bool,
     /// How much room the disk has for it.
     pub space: Space,
+    /// Why its folder cannot be used, if that is so: it is in memory then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unusable: Option<String>,
 }
 
 /// Alarms that are not quiet.

@@ -9,6 +9,7 @@
 
 mod generations;
 mod reading;
+mod taking_in;
 
 use std::collections::BTreeMap;
 

@@ -16,7 +16,7 @@ use super::{
     Generation, Stored,
     durable::DATA,
     envelope::{Envelope, Kind},
-    layout::{EpochMeta, FORMAT, MadeMeta, NextMeta, SealedMeta, States, word},
+    layout::{EpochMeta, FORMAT, MadeMeta, NextMeta, SealedMeta, States, chain_of, word},
     mark::Mark,
     raw::{Bytes, Commits, View},
     settled::Settled,
@@ -80,7 +80,7 @@ fn disk_bytes(path: &Path) -> u64 {
 }
 
 /// What a store holds.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Inspection {
     /// The folder, measured.
     pub folder: Folder,
@@ -136,13 +136,7 @@ pub enum Which {
 /// Looks at the store in this folder. `progress` hears how many bytes of how many were read.
 pub fn look(path: &Path, mut progress: impl FnMut(u64, u64)) -> Result<Inspection, LookError> {
     let failed = |error| LookError::Io { path: path.into(), error };
-    let mut inspection = Inspection {
-        folder: folder(path).map_err(failed)?,
-        lanes: Vec::new(),
-        boots: Boots::default(),
-        lost: Vec::new(),
-        unreadable: Vec::new(),
-    };
+    let mut inspection = Inspection { folder: folder(path).map_err(failed)?, ..Inspection::default() };
     let mut found_any = false;
     for lane in Lane::ALL {
         let generations = generations(path, lane).map_err(failed)?;
@@ -156,6 +150,12 @@ pub fn look(path: &Path, mut progress: impl FnMut(u64, u64)) -> Result<Inspectio
     if found_any { Ok(inspection) } else { Err(failed(io::ErrorKind::NotFound.into())) }
 }
 
+/// What the newest generation of a lane says; none if there is none that can be read.
+pub(super) fn view(path: &Path, lane: Lane) -> Option<View> {
+    let generations = generations(path, lane).ok()?;
+    Inspection::default().parts(path, lane, &generations).ok()?.map(|(view, _)| view)
+}
+
 /// Folders of a lane's generations, the oldest first.
 fn generations(path: &Path, lane: Lane) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut found = BTreeMap::new();
@@ -165,7 +165,7 @@ fn generations(path: &Path, lane: Lane) -> io::Result<Vec<(u64, PathBuf)>> {
         let Some(name) = name.to_str() else { continue };
         // One that was being written anew when the power went: it counts if the old one is gone already.
         let (name, anew) = name.strip_prefix("compacting-").map_or((name, false), |rest| (rest, true));
-        let number = name.strip_prefix(chain(lane)).and_then(|rest| rest.strip_prefix('-')?.parse().ok());
+        let number = name.strip_prefix(chain_of(lane)).and_then(|rest| rest.strip_prefix('-')?.parse().ok());
         match number {
             Some(number) if anew => drop(found.entry(number).or_insert_with(|| entry.path())),
             Some(number) => drop(found.insert(number, entry.path())),
@@ -173,13 +173,6 @@ fn generations(path: &Path, lane: Lane) -> io::Result<Vec<(u64, PathBuf)>> {
         }
     }
     Ok(found.into_iter().collect())
-}
-
-const fn chain(lane: Lane) -> &'static str {
-    match lane {
-        Lane::Alarm => "alarm",
-        Lane::Telemetry => "telemetry",
-    }
 }
 
 impl Inspection {
@@ -190,7 +183,7 @@ impl Inspection {
         lane: Lane,
         generations: &[(u64, PathBuf)],
     ) -> Result<Option<(View, Vec<Part>)>, LookError> {
-        let mark = fs::read(path.join(format!("{}.mark", chain(lane)))).ok();
+        let mark = fs::read(path.join(format!("{}.mark", chain_of(lane)))).ok();
         let known = mark.and_then(|bytes| Mark::of_bytes(&bytes)).map_or(0, |mark| mark.commit);
         for (number, folder) in generations.iter().rev() {
             let data = folder.join(DATA);

@@ -44,6 +44,14 @@ const CHUNK_RECORDS_MAX: usize = 8;
 /// and a record chunk beside the chain's own values would be written anew with every few commits.
 const FENCE: usize = 16;
 
+/// The name of a lane's chain, in names of folders, messages and metrics.
+pub(super) const fn chain_of(lane: Lane) -> &'static str {
+    match lane {
+        Lane::Alarm => "alarm",
+        Lane::Telemetry => "telemetry",
+    }
+}
+
 /// The chain's own values.
 pub(super) mod word {
     /// Version of the layout.

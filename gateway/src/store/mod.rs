@@ -23,6 +23,7 @@ mod guard;
 pub mod inspect;
 mod layout;
 mod mark;
+pub mod memory;
 mod open;
 mod place;
 mod raw;
@@ -40,7 +41,7 @@ use tokio::sync::{oneshot, watch};
 
 pub use self::{
     ballast::Space,
-    open::{Committers, open},
+    open::{Committers, Opened, can_be_opened, open, open_in_memory},
 };
 use self::{
     committer::{Handle, Job},
@@ -66,6 +67,8 @@ pub struct Options {
     pub boot: BootId,
     /// A generation is sealed when it has grown by so many bytes.
     pub generation_size: u64,
+    /// Where a store in memory lies, for the time `path` cannot be used; none: then there is none.
+    pub memory: Option<PathBuf>,
 }
 
 /// Size of a generation unless the quota is small, in bytes: what one damage can take, and what a drained one gives back.
@@ -92,6 +95,8 @@ pub struct Recovered {
     pub boots: Boots,
     /// Numberings nobody has confirmed yet, see [`Unproven`].
     pub unproven: Vec<Unproven>,
+    /// Alarms whose last transition waits in a store that cannot be used: it is told again in an epoch that begins.
+    pub untold: Vec<AlarmId>,
 }
 
 /// A numbering that the command center has not confirmed since the store was opened: should the store be a copy of an
@@ -345,6 +350,16 @@ pub struct Store {
     boots: Arc<watch::Sender<Boots>>,
     unproven: Arc<watch::Sender<Vec<Unproven>>>,
     space: watch::Receiver<Space>,
+    medium: Medium,
+}
+
+/// What a store lies on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    /// Stable storage.
+    Disk,
+    /// Memory, see [`memory`].
+    Memory,
 }
 
 /// What leads to one chain and from it.
@@ -479,6 +494,27 @@ impl Store {
     #[must_use]
     pub fn space(&self) -> watch::Receiver<Space> {
         self.space.clone()
+    }
+
+    /// What it lies on.
+    #[must_use]
+    pub const fn medium(&self) -> Medium {
+        self.medium
+    }
+
+    /// Returns when everything stored so far may be acknowledged to who sent it: at once if it is on stable storage, else
+    /// when the command center has it.
+    pub async fn safe(&self) {
+        if self.medium == Medium::Disk {
+            return;
+        }
+        for lines in [&self.alarm, &self.telemetry] {
+            let mut head = lines.head.clone();
+            let stored = head.borrow().status.clone();
+            let delivered = |head: &Head| head.status.epoch != stored.epoch || head.status.settled + 1 >= stored.next;
+            // The sender goes with the store.
+            let _closed = head.wait_for(delivered).await;
+        }
     }
 
     /// Whether nothing can be stored before there is room on the disk.

@@ -6,6 +6,7 @@
 
 use std::{
     fs::{self, File},
+    io,
     path::Path,
     sync::Arc,
     time::Duration,
@@ -16,13 +17,15 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::{
-    Lines, Next, OpenError, Options, Recovered, Started, Store, StoreError, Unproven,
+    Lines, Medium, Next, OpenError, Options, Recovered, Started, Store, StoreError, Unproven,
     ballast::Ballast,
     chain::{Chain, Setup},
     committer::{Committer, Handle},
     durable::{SyncFile, sync_file},
     guard::{Found, Looker},
-    layout::{EpochMeta, Put, States, boot_entries, word},
+    inspect::{self, Which},
+    layout::{EpochMeta, Put, States, boot_entries, chain_of, word},
+    memory::{self, Left},
     place::Place,
 };
 use crate::{
@@ -44,91 +47,179 @@ const BALLAST_SIZE_MAX: u64 = 8 * 1024 * 1024;
 /// The threads of an open store, by name, for `Supervisor::thread`. Each ends when the last [`Store`] is dropped.
 pub type Committers = Vec<(&'static str, Box<dyn FnOnce() -> TaskResult + Send>)>;
 
-/// Opens the store, or makes it. Blocks, at most for the time it takes to read all of it once.
+/// Opens the store, or makes it, and takes in what one in memory holds. Blocks, at most for the time it takes to read
+/// all of it once.
 ///
 /// Nothing is answered before the committers run.
-pub fn open(options: &Options, metrics: &Metrics) -> Result<(Store, Recovered, Committers), OpenError> {
+pub fn open(options: &Options, metrics: &Metrics) -> Result<Opened, OpenError> {
     open_on(options, metrics, &sync_file())
 }
 
+/// An open store, what it held, and the threads that serve it.
+pub type Opened = (Store, Recovered, Committers);
+
+/// Opens or makes the store in memory, which begins with the states of the one that cannot be used.
+pub fn open_in_memory(options: &Options, folder: &Path, metrics: &Metrics) -> Result<Opened, OpenError> {
+    memory::make(folder)?;
+    let in_memory = Options { path: folder.into(), memory: None, ..options.clone() };
+    let (store, mut recovered, committers) =
+        open_as(Medium::Memory, &in_memory, metrics, &sync_file(), || memory::seed(&options.path))?;
+    if recovered.started.is_some() {
+        recovered.untold = memory::untold(&options.path);
+    }
+    Ok((store, recovered, committers))
+}
+
+/// Whether the store can be opened, found out by opening it.
+pub fn can_be_opened(options: &Options) -> Result<(), OpenError> {
+    let options = Options { memory: None, ..options.clone() };
+    let (store, _, committers) = open(&options, &Metrics::new())?;
+    drop(store);
+    // Each finds that nobody asks anything any more, and closes its chain.
+    committers
+        .into_iter()
+        .try_for_each(|(_, work)| work())
+        .map_err(|error| refused(&options.path, &io::Error::other(error)))
+}
+
 /// [`open`] on a disk that syncs as told.
-pub(super) fn open_on(
+pub(super) fn open_on(options: &Options, metrics: &Metrics, sync_file: &SyncFile) -> Result<Opened, OpenError> {
+    open_as(Medium::Disk, options, metrics, sync_file, Vec::new)
+}
+
+fn open_as(
+    medium: Medium,
     options: &Options,
     metrics: &Metrics,
     sync_file: &SyncFile,
-) -> Result<(Store, Recovered, Committers), OpenError> {
+    seed: impl Fn() -> Vec<Put>,
+) -> Result<Opened, OpenError> {
     let lock = lock(&options.path)?;
     let size = (2 * options.generation_size).min(BALLAST_SIZE_MAX);
     let ballast = Arc::new(Ballast::new(&options.path, size, metrics));
     let is_full =
         |error: &OpenError| matches!(error, OpenError::Full { .. } | OpenError::Store(StoreError::Full { .. }));
-    let mut opened = open_chains(options, metrics, sync_file);
+    let site = Site { options, metrics, sync_file };
+    let attempt = || {
+        site.take_in()?;
+        site.open(medium, &seed)
+    };
+    let mut opened = attempt();
     while opened.as_ref().is_err_and(is_full) && ballast.release(ballast.releases()) {
-        opened = open_chains(options, metrics, sync_file);
+        opened = attempt();
     }
     // Which folder is full is more use than which chain met it.
     let full = |error| if is_full(&error) { OpenError::Full { path: options.path.clone() } } else { error };
     let (alarm, telemetry, recovered) = opened.map_err(full)?;
     ballast.hold();
-    let (store, committers) = start(alarm, telemetry, &recovered, lock, &ballast);
+    let (store, committers) = start(alarm, telemetry, &recovered, (medium, lock), &ballast);
     Ok((store, recovered, committers))
 }
 
-fn open_chains(
-    options: &Options,
-    metrics: &Metrics,
-    sync_file: &SyncFile,
-) -> Result<(Chain, Chain, Recovered), OpenError> {
-    let look = |chain, lane| {
-        let place = Place { chain, root: options.path.clone() };
-        Looker { lane, boot: &options.boot, sync_file, metrics }.look(&place)
-    };
-    let (alarm, telemetry) = (look("alarm", Lane::Alarm)?, look("telemetry", Lane::Telemetry)?);
-    let epoch = match decide(&options.machine, &alarm, &telemetry) {
-        Decision::GoOn(epoch) => epoch,
-        Decision::Begin(started) => EpochMeta {
-            epoch: Epoch::random().map_err(OpenError::Random)?,
-            base: alarm.next_position - 1,
-            replaced: started.replaces.as_ref().map(|(epoch, _)| epoch.clone()),
-            started: Some(started),
-            uncertain_from: None,
-        },
-    };
-    let states = States::of(&alarm.entries);
-    if !states.unreadable.is_empty() {
-        error!(states = states.unreadable.join(", "), "states of the store cannot be understood and are left out");
-    }
-    let mut boots = states.boots();
-    let entered = boots.enter(&options.boot);
-    let started = epoch.started.clone();
-    if alarm.epoch() != Some(&epoch) {
-        info!(epoch = %epoch.epoch, reason = ?started.as_ref().map(|s| s.reason), "a new epoch begins");
-    }
-    let setup =
-        |lane| Setup { lane, boot: &options.boot, generation_size: options.generation_size, sync_file, metrics };
-    let machine = Put::word(word::MACHINE, &machine(&options.machine, alarm.word(word::MACHINE)));
-    let unproven = unproven(&epoch, &alarm, &telemetry);
-    let words = [machine, Put::word(word::UNPROVEN, &unproven)];
-    let carried = boot_entries(&boots).into_iter().filter(|_| entered).chain(words).collect();
-    let alarm = Chain::open(alarm, &epoch, carried, &setup(Lane::Alarm))?;
-    let telemetry_epoch = telemetry_epoch(&telemetry, &epoch.epoch);
-    let telemetry = Chain::open(telemetry, &telemetry_epoch, Vec::new(), &setup(Lane::Telemetry))?;
+/// A folder to be opened, and with what.
+struct Site<'a> {
+    options: &'a Options,
+    metrics: &'a Metrics,
+    sync_file: &'a SyncFile,
+}
 
-    let mut answers = states.answers;
-    answers.sort_by_key(|answer| (boots.rank(&answer.boot), answer.at.mono_ms));
-    let next = Next { a: alarm.head().borrow().status.next, t: telemetry.head().borrow().status.next };
-    let recovered = Recovered {
-        epoch_replaced: epoch.replaced.is_some(),
-        epoch: epoch.epoch,
-        started,
-        next,
-        alarms: states.alarms,
-        counts: states.counts,
-        answers,
-        boots,
-        unproven,
-    };
-    Ok((alarm, telemetry, recovered))
+impl Site<'_> {
+    fn look(&self, lane: Lane) -> Result<Found, OpenError> {
+        let place = Place { chain: chain_of(lane), root: self.options.path.clone() };
+        let Self { options, metrics, sync_file } = *self;
+        Looker { lane, boot: &options.boot, sync_file, metrics }.look(&place)
+    }
+
+    fn setup(&self, lane: Lane) -> Setup<'_> {
+        let Self { options, metrics, sync_file } = *self;
+        Setup { lane, boot: &options.boot, generation_size: options.generation_size, sync_file, metrics }
+    }
+
+    /// Takes in what the store in memory holds, if there is one. A crash on the way leaves it there for the next start.
+    fn take_in(&self) -> Result<(), OpenError> {
+        let Some(folder) = self.options.memory.as_deref().filter(|folder| folder.is_dir()) else { return Ok(()) };
+        let _lock = lock(folder)?;
+        // The alarm chain says which epoch goes on; it comes last, when the other has begun it.
+        for lane in [Lane::Telemetry, Lane::Alarm] {
+            let Some(left) = Left::of(folder, lane) else {
+                error!(folder = %folder.display(), "what was kept in memory cannot be read and is lost");
+                continue;
+            };
+            let found = self.look(lane)?;
+            let present = left.epochs.last().expect("a store has an epoch");
+            let new = EpochMeta { base: found.next_position - 1, ..present.clone() };
+            let epoch = found.epoch().cloned().unwrap_or(new);
+            let mut chain = Chain::open(found, &epoch, Vec::new(), &self.setup(lane))?;
+            let there = inspect::look(folder, |_, _| {}).map_err(|error| refused(folder, &io::Error::other(error)))?;
+            let records = there.records(lane, 0, Which::Waiting).filter_map(|found| {
+                found.inspect_err(|(path, error)| error!(path = %path.display(), "cannot be taken in: {error}")).ok()
+            });
+            chain.take_in(&left, records)?;
+            chain.close()?;
+        }
+        memory::remove(folder).map_err(|error| refused(folder, &error))?;
+        info!("the outbox can be used again, and has taken in what was kept in memory");
+        Ok(())
+    }
+
+    fn open(&self, medium: Medium, seed: impl Fn() -> Vec<Put>) -> Result<(Chain, Chain, Recovered), OpenError> {
+        let options = self.options;
+        let (mut alarm, telemetry) = (self.look(Lane::Alarm)?, self.look(Lane::Telemetry)?);
+        let seeds = if alarm.epoch().is_none() { seed() } else { Vec::new() };
+        alarm.entries.extend(seeds.iter().map(|put| ((put.kind, put.key.clone()), (0, put.payload.clone()))));
+        let epoch = match decide(&options.machine, &alarm, &telemetry) {
+            Decision::GoOn(epoch) => epoch,
+            Decision::Begin(Started { reason: StartReason::NewStore, replaces }) if medium == Medium::Memory => {
+                new_epoch(&alarm, Started { reason: StartReason::InMemory, replaces })?
+            }
+            Decision::Begin(started) => new_epoch(&alarm, started)?,
+        };
+        let states = States::of(&alarm.entries);
+        if !states.unreadable.is_empty() {
+            error!(states = states.unreadable.join(", "), "states of the store cannot be understood and are left out");
+        }
+        let mut boots = states.boots();
+        let entered = boots.enter(&options.boot);
+        let started = epoch.started.clone();
+        if alarm.epoch() != Some(&epoch) {
+            info!(epoch = %epoch.epoch, reason = ?started.as_ref().map(|s| s.reason), "a new epoch begins");
+        }
+        let machine = Put::word(word::MACHINE, &machine(&options.machine, alarm.word(word::MACHINE)));
+        let unproven = unproven(&epoch, &alarm, &telemetry);
+        let words = [machine, Put::word(word::UNPROVEN, &unproven)];
+        let boot_entries = boot_entries(&boots).into_iter().filter(|_| entered);
+        let carried = seeds.into_iter().chain(boot_entries).chain(words).collect();
+        let alarm = Chain::open(alarm, &epoch, carried, &self.setup(Lane::Alarm))?;
+        let telemetry_epoch = telemetry_epoch(&telemetry, &epoch.epoch);
+        let telemetry = Chain::open(telemetry, &telemetry_epoch, Vec::new(), &self.setup(Lane::Telemetry))?;
+
+        let mut answers = states.answers;
+        answers.sort_by_key(|answer| (boots.rank(&answer.boot), answer.at.mono_ms));
+        let next = Next { a: alarm.head().borrow().status.next, t: telemetry.head().borrow().status.next };
+        let recovered = Recovered {
+            epoch_replaced: epoch.replaced.is_some(),
+            epoch: epoch.epoch,
+            started,
+            next,
+            alarms: states.alarms,
+            counts: states.counts,
+            answers,
+            boots,
+            unproven,
+            untold: Vec::new(),
+        };
+        Ok((alarm, telemetry, recovered))
+    }
+}
+
+fn new_epoch(alarm: &Found, started: Started) -> Result<EpochMeta, OpenError> {
+    Ok(EpochMeta {
+        epoch: Epoch::random().map_err(OpenError::Random)?,
+        base: alarm.next_position - 1,
+        replaced: started.replaces.as_ref().map(|(epoch, _)| epoch.clone()),
+        started: Some(started),
+        uncertain_from: None,
+    })
 }
 
 /// What is to be kept of this machine: of the same one what was known before as well.
@@ -152,7 +243,7 @@ fn start(
     alarm: Chain,
     telemetry: Chain,
     recovered: &Recovered,
-    lock: File,
+    (medium, lock): (Medium, File),
     ballast: &Arc<Ballast>,
 ) -> (Store, Committers) {
     let lock = Arc::new(lock);
@@ -166,6 +257,7 @@ fn start(
         boots: Arc::new(watch::Sender::new(recovered.boots.clone())),
         unproven: Arc::new(watch::Sender::new(recovered.unproven.clone())),
         space: ballast.space(),
+        medium,
     };
     (store, vec![("store-alarm", Box::new(|| alarm.run())), ("store-telemetry", Box::new(|| telemetry.run()))])
 }
@@ -187,8 +279,8 @@ fn lock(path: &Path) -> Result<File, OpenError> {
     }
 }
 
-fn refused(path: &Path, error: &std::io::Error) -> OpenError {
-    if error.kind() == std::io::ErrorKind::StorageFull {
+fn refused(path: &Path, error: &io::Error) -> OpenError {
+    if error.kind() == io::ErrorKind::StorageFull {
         return OpenError::Full { path: path.into() };
     }
     OpenError::Io { path: path.into(), reason: error.to_string().into() }

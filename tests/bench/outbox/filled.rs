@@ -40,7 +40,7 @@ impl Outbox {
         let clock = Clock::system();
         let machine = Machine::this();
         let generation_size = store::GENERATION_SIZE;
-        let options = Options { path: path.into(), machine, boot: clock.boot().clone(), generation_size };
+        let options = Options { path: path.into(), machine, boot: clock.boot().clone(), generation_size, memory: None };
         let (store, recovered, committers) = store::open(&options, &Metrics::new()).expect("the store opens");
         // Two workers, as the daemon has.
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");

@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     io::{Read, Write},
     net::TcpStream,
-    os::unix::net::UnixDatagram,
+    os::unix::{fs::PermissionsExt, net::UnixDatagram},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -47,6 +47,7 @@ impl Gateway {
     /// Writes a configuration and starts nothing. `{dir}`, `{http}` and `{ingest}` in it are filled in.
     pub(crate) fn configured(toml: &str) -> Self {
         let dir = tempfile::tempdir().expect("a folder for the gateway");
+        fs::create_dir(dir.path().join("run")).expect("what systemd gives it in memory");
         let gateway = Self { ingest: free_port(), http: free_port(), dir, child: None, notify: None };
         gateway.configure(toml);
         gateway
@@ -91,12 +92,14 @@ impl Gateway {
         // Left over from the process before.
         let _absent = fs::remove_file(&socket);
         self.notify = Some(UnixDatagram::bind(&socket).expect("a socket as systemd has one"));
+        fs::set_permissions(&socket, fs::Permissions::from_mode(0o777)).expect("for whoever runs it");
         let log = File::options().create(true).append(true).open(self.log_file()).expect("its log");
         let mut words = under.iter().map(String::as_str).chain([BINARY]);
         let child = Command::new(words.next().expect("there is the binary"))
             .args(words)
             .args(["--config".as_ref(), self.config().as_os_str(), "run".as_ref()])
             .env("NOTIFY_SOCKET", &socket)
+            .env("RUNTIME_DIRECTORY", self.dir.path().join("run"))
             .env_remove("WATCHDOG_USEC")
             .env("RUST_BACKTRACE", "0") // it would push everything else out of the log that a failed test shows
             .stdin(Stdio::null())

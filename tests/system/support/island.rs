@@ -210,6 +210,9 @@ impl Island {
             Ok(summary) => faults.push(format!("{} numbers were declared lost", summary.declared_lost)),
             Err(fault) => faults.push(fault),
         }
+        if self.park.gateway.metric("gardu_outbox_in_memory") > 0.0 {
+            faults.push("the outbox could not be used".to_owned());
+        }
         // Under a program that lies to it, it may lose.
         if self.under.is_empty() && (kept.lost() > 0 || kept.wrong_states > 0 || !faults.is_empty()) {
             eprintln!("{kept:?} {faults:?}\n{}\n{}", ledger.outline(), self.park.gateway.log());

@@ -133,7 +133,14 @@ fn the_shipped_example_is_valid() {
     assert_eq!(names[7..12], silence);
     assert_eq!(
         names[12..],
-        ["delivery-refused", "identity-conflict", "outbox-evicting", "outbox-filling", "outbox-full"]
+        [
+            "delivery-refused",
+            "identity-conflict",
+            "outbox-evicting",
+            "outbox-filling",
+            "outbox-full",
+            "outbox-unusable"
+        ]
     );
     assert_eq!(config.outbox.max_size, 256 * 1024 * 1024);
 }
@@ -179,7 +186,7 @@ fn built_in_rules_follow_the_devices_and_the_silence() {
     let stale = subscription("topic = 'a/{d}'\npoint = '{d}/x'\nstale = '5m'");
     let config =
         load_text(&format!("{}\n{stale}", BUS.replace("unit = 1", "unit = 1\ncommunication_severity = 'low'")));
-    let [communication, stale, refused, conflict, evicting, filling, full] = &config.rules[..] else {
+    let [communication, stale, refused, conflict, evicting, filling, full, unusable] = &config.rules[..] else {
         panic!("{:?}", config.rules)
     };
     let id = PointId::parse("panel/communication").expect("a point");
@@ -196,8 +203,9 @@ fn built_in_rules_follow_the_devices_and_the_silence() {
     assert!(matches!(&evicting.naming, Naming::Fixed(id) if *id == AlarmId::outbox_evicting()));
     assert!(matches!(&filling.naming, Naming::Fixed(id) if *id == AlarmId::outbox_filling()));
     assert!(matches!(&full.naming, Naming::Fixed(id) if *id == AlarmId::outbox_full()));
-    let severities = (evicting.severity, filling.severity, full.severity);
-    assert_eq!(severities, (Severity::High, Severity::Medium, Severity::Critical));
+    assert!(matches!(&unusable.naming, Naming::Fixed(id) if *id == AlarmId::outbox_unusable()));
+    let severities = [evicting, filling, full, unusable].map(|rule| rule.severity);
+    assert_eq!(severities, [Severity::High, Severity::Medium, Severity::Critical, Severity::Critical]);
 }
 
 #[test]

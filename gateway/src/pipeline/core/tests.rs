@@ -41,10 +41,13 @@ fn open_rule() -> Rule {
 }
 
 pub(super) fn core(started: Option<Started>) -> (Core, Step) {
-    let boot = BootId::new("boot");
+    core_of(recovered(started))
+}
+
+fn recovered(started: Option<Started>) -> Recovered {
     let mut boots = Boots::default();
-    boots.enter(&boot);
-    let recovered = Recovered {
+    boots.enter(&BootId::new("boot"));
+    Recovered {
         epoch: epoch('a'),
         epoch_replaced: false,
         started,
@@ -54,7 +57,12 @@ pub(super) fn core(started: Option<Started>) -> (Core, Step) {
         answers: Vec::new(),
         boots,
         unproven: Vec::new(),
-    };
+        untold: Vec::new(),
+    }
+}
+
+fn core_of(recovered: Recovered) -> (Core, Step) {
+    let boot = BootId::new("boot");
     let about = About { unit: None, report: Report::Change { deadband: 0.0 } };
     let points = Points::for_tests(vec![(Selector::parse("meter/#").expect("a pattern"), about)]);
     Core::new(recovered, vec![open_rule()], points, 60_000, boot, at(0))
@@ -62,6 +70,25 @@ pub(super) fn core(started: Option<Started>) -> (Core, Step) {
 
 pub(super) fn door(open: bool, mono_ms: u64) -> Input {
     Input::Readings(vec![Reading::good(point("panel/door"), open.into(), at(mono_ms))])
+}
+
+#[test]
+fn what_the_center_may_not_know_is_told_again_in_a_new_epoch() {
+    let (mut before, _) = core(None);
+    let state = before.apply(vec![door(true, 40_000)], at(40_000)).commit.alarms.pop().expect("raised");
+    let started = Started { reason: StartReason::InMemory, replaces: None };
+    let (epoch, next) = (epoch('b'), Next { a: 1, t: 1 });
+    let untold = vec![state.last.alarm.clone(), AlarmId::parse("panel/gone/open").expect("a name")];
+    let taken_up =
+        Recovered { epoch: epoch.clone(), next, alarms: vec![state.clone()], untold, ..recovered(Some(started)) };
+    let (mut core, first) = core_of(taken_up);
+    let [_, again] = &first.commit.records[..] else { panic!("{:?}", first.commit.records) };
+    assert_eq!((&again.epoch, again.sequence, again.recorded), (&epoch, 2, at(40_000)));
+    assert_eq!(again.body, Body::Alarm(Box::new(state.last)));
+    let told = first.commit.alarms[0].told.as_ref().expect("told again");
+    assert_eq!((&told.epoch, told.sequence), (&epoch, 2));
+    let cleared = core.apply(vec![door(false, 50_000)], at(50_000)).commit.records;
+    assert_eq!(cleared.len(), 1, "it stood");
 }
 
 fn message(name: &str, value: f64, mono_ms: u64) -> Input {

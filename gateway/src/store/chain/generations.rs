@@ -274,7 +274,7 @@ impl Chain {
 }
 
 /// The states in a database, in their lines.
-fn states(database: &Database) -> impl Iterator<Item = Result<(Vec<u8>, Vec<u8>), StoreError>> {
+pub(super) fn states(database: &Database) -> impl Iterator<Item = Result<(Vec<u8>, Vec<u8>), StoreError>> {
     let mut after: Option<sled::IVec> = None;
     std::iter::from_fn(move || {
         loop {

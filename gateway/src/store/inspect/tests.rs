@@ -26,7 +26,7 @@ struct Running {
 impl Running {
     fn open(path: &Path) -> Self {
         let (machine, boot) = ("machine-1".into(), BootId::new("boot-1"));
-        let options = Options { path: path.into(), machine, boot, generation_size: 64 * 1024 };
+        let options = Options { path: path.into(), machine, boot, generation_size: 64 * 1024, memory: None };
         let (store, _, committers) = store::open(&options, &Metrics::new()).expect("opens");
         let threads = committers.into_iter().map(|(_, work)| std::thread::spawn(work)).collect();
         Self { store, threads }

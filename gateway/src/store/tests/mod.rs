@@ -6,6 +6,7 @@ mod damage_table;
 mod epochs;
 mod full;
 mod generations;
+mod memory;
 mod model;
 
 use std::{
@@ -50,7 +51,13 @@ fn folder() -> TempDir {
 
 fn options(path: &Path) -> Options {
     let generation_size = GENERATION_SIZE;
-    Options { path: path.into(), machine: "machine-1".into(), boot: BootId::new("boot-1"), generation_size }
+    Options {
+        path: path.into(),
+        machine: "machine-1".into(),
+        boot: BootId::new("boot-1"),
+        generation_size,
+        memory: None,
+    }
 }
 
 /// An open store whose committers run.
@@ -68,7 +75,10 @@ impl Rig {
 
     fn open_on(options: &Options, disk: &SyncFile) -> Self {
         let metrics = Metrics::new();
-        let (store, recovered, committers) = open_on(options, &metrics, disk).expect("opens");
+        Self::run(open_on(options, &metrics, disk).expect("opens"), metrics)
+    }
+
+    fn run((store, recovered, committers): Opened, metrics: Metrics) -> Self {
         let threads = committers.into_iter().map(|(_, work)| std::thread::spawn(work)).collect();
         Self { store, recovered, threads, metrics }
     }

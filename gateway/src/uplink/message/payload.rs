@@ -270,7 +270,7 @@ pub struct Lanes {
 }
 
 /// How the gateway is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Vitals {
     /// Seconds since the daemon started.
     pub uptime_s: u64,
@@ -287,7 +287,7 @@ pub struct Vitals {
 }
 
 /// How full the outbox is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct OutboxVitals {
     /// What it takes on the disk.
     pub disk_bytes: u64,
@@ -298,6 +298,9 @@ pub struct OutboxVitals {
     pub full_in_s: Option<u64>,
     /// How much room the disk has for it.
     pub space: Space,
+    /// Why its folder cannot be used, if that is so: it is in memory then, and a power cut takes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unusable: Option<String>,
 }
 
 /// Records waiting for delivery.

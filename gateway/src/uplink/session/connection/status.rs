@@ -83,6 +83,7 @@ pub(in crate::uplink::session) fn status(
                 quota_bytes: outbox.quota_bytes,
                 full_in_s: outbox.full_in_s,
                 space: outbox.space,
+                unusable: outbox.unusable,
             }),
         },
     }

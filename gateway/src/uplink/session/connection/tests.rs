@@ -122,6 +122,7 @@ async fn furnish(version: MqttVersion, earlier: &[u16]) -> (Scene, TcpListener) 
         machine: "m".into(),
         boot: clock.boot().clone(),
         generation_size: store::GENERATION_SIZE,
+        memory: None,
     };
     let (store, _, committers) = store::open(&options, &metrics).expect("a store");
     for (_, committer) in committers {
