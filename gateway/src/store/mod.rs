@@ -5,6 +5,8 @@
 //! `alarm-2` and so on: the last is **open**, a sled database with the newest records and all states; those before it are
 //! **sealed**, hold records only, are read like logs, and go when nothing in them waits any more.
 //!
+//! Where the folder cannot be used, a store in [`memory`] stands in until it can.
+//!
 //! Promises: a commit that returned survives a power cut, whole; one that did not is there whole or not at all. No
 //! number is given twice, also after a crash. Damage never prevents the start: what is whole is kept, what was there and
 //! is not is [`Lost`] and to be declared, and where numbers may be missing a new epoch begins. Limits: a stored value has
@@ -12,7 +14,7 @@
 //!
 //! Reading order: `settled`, `envelope`, `layout`, `mark` (pure: what lies on the disk), `place`, `ballast`, `durable` (sled,
 //! made safe), `raw` and `sealed` (bytes without sled), `guard` (what is there), `chain` (one lane), `committer` (its
-//! thread), `open` (both chains, epochs), `inspect` (a look from outside).
+//! thread), `open` (both chains, epochs), `inspect` (a look from outside), `memory` (what stands in).
 
 mod ballast;
 mod chain;
