@@ -23,7 +23,7 @@ use crate::{
     record::{Lane, LossReason},
     status::{
         StatusBoard,
-        outbox::{Aside, GenerationState, Lost, LostOver, Outbox, OutboxLane, cursor, line},
+        outbox::{Aside, Lost, LostOver, Outbox, OutboxLane, cursor, line},
     },
     store::{Store, StoreError, inspect},
     supervise,
@@ -78,7 +78,7 @@ impl OutboxView {
         let folder = self.folder().await?;
         let mut lanes = BTreeMap::new();
         for (lane, state) in board.lanes() {
-            let generations = self.store.generations(lane).await?.iter().map(GenerationState::of).collect();
+            let generations = self.store.generations(lane).await?;
             lanes.insert(lane, OutboxLane { state, generations });
         }
         let measured = board.outbox();

@@ -137,11 +137,11 @@ impl Quota {
 
         let oldest = telemetry.iter().find(|generation| !self.taken.contains(&generation.number));
         if let Some(old) = oldest.filter(|oldest| Some(oldest.number) == aged) {
-            return if old.sealed { Act::Telemetry(old.clone(), LossReason::Age) } else { Act::RotateTelemetry };
+            return if old.sealed { Act::Telemetry(*old, LossReason::Age) } else { Act::RotateTelemetry };
         }
         for pressure in [&mut self.telemetry, &mut self.all].into_iter().filter(|pressure| pressure.evicting) {
             match oldest {
-                Some(oldest) if oldest.sealed => return Act::Telemetry(oldest.clone(), LossReason::Quota),
+                Some(oldest) if oldest.sealed => return Act::Telemetry(*oldest, LossReason::Quota),
                 Some(open) if open.waiting > 0 && !std::mem::replace(&mut pressure.rotated[1], true) => {
                     return Act::RotateTelemetry;
                 }
@@ -160,7 +160,7 @@ impl Quota {
         if let Some((severity, generation)) =
             candidates.min_by_key(|(severity, generation)| (*severity, generation.number))
         {
-            return Act::Alarms(generation.clone(), severity);
+            return Act::Alarms(*generation, severity);
         }
         let open = generations.last().is_some_and(|open| open.waiting > 0);
         if open && !std::mem::replace(&mut self.all.rotated[0], true) { Act::RotateAlarms } else { Act::Nothing }

@@ -43,33 +43,7 @@ pub struct OutboxLane {
     #[serde(flatten)]
     pub state: LaneState,
     /// Its generations, the oldest first.
-    pub generations: Vec<GenerationState>,
-}
-
-/// One generation of a lane.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GenerationState {
-    /// Its number: the folder's.
-    pub number: u64,
-    /// The place of its first record.
-    pub first: u64,
-    /// The place after its last record.
-    pub end: u64,
-    /// Records of it that wait.
-    pub waiting: u64,
-    /// What it takes on the disk.
-    pub disk_bytes: u64,
-    /// Whether it is complete and only read any more.
-    pub sealed: bool,
-}
-
-impl GenerationState {
-    /// As the store tells it.
-    #[must_use]
-    pub const fn of(generation: &Generation) -> Self {
-        let Generation { number, first, end, waiting, disk_bytes, sealed } = *generation;
-        Self { number, first, end, waiting, disk_bytes, sealed }
-    }
+    pub generations: Vec<Generation>,
 }
 
 /// Numbers that will never arrive.

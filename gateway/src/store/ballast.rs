@@ -15,11 +15,12 @@ use std::{
     },
 };
 
-use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::fs::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use super::disk;
 use crate::metrics::Metrics;
 
 /// Free bytes beside the ballast before it is taken back: what evicting and sealing need at once.
@@ -201,8 +202,7 @@ impl Kept {
 
     /// What the disk has for us.
     fn free(&self) -> io::Result<u64> {
-        let disk = statvfs(self.path.parent().expect("it lies in the outbox"))?;
-        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+        disk::free(self.path.parent().expect("it lies in the outbox"))
     }
 
     fn take(&self, spare: u64) -> io::Result<bool> {

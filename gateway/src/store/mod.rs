@@ -10,13 +10,14 @@
 //! is not is [`Lost`] and to be declared, and where numbers may be missing a new epoch begins. Limits: a stored value has
 //! at most [`RECORD_SIZE_MAX`] bytes; one process at a time.
 //!
-//! Reading order: `settled`, `envelope`, `layout`, `mark` (pure: what lies on the disk), `place`, `ballast`, `durable` (sled,
-//! made safe), `raw` and `sealed` (bytes without sled), `guard` (what is there), `chain` (one lane), `committer` (its
+//! Reading order: `settled`, `envelope`, `layout`, `mark` (pure: what lies on the disk), `disk`, `place`, `ballast`,
+//! `durable` (sled, made safe), `raw` and `sealed` (bytes without sled), `guard` (what is there), `chain` (one lane), `committer` (its
 //! thread), `open` (both chains, epochs), `inspect` (a look from outside).
 
 mod ballast;
 mod chain;
 mod committer;
+pub mod disk;
 mod durable;
 pub mod envelope;
 mod guard;
@@ -212,7 +213,7 @@ pub struct Head {
 }
 
 /// One generation of a lane.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Generation {
     /// Its number: in the name of its folder.
     pub number: u64,

@@ -33,7 +33,7 @@ use crate::{
     record::Lane,
     status::{
         LaneState, age_s,
-        outbox::{Aside, GenerationState, Lost, LostOver, Outbox, OutboxLane, Unreadable},
+        outbox::{Aside, Lost, LostOver, Outbox, OutboxLane, Unreadable},
     },
     store::{
         envelope::Kind,
@@ -346,7 +346,7 @@ fn on_disk(config: &Config, clock: &Clock, language: Language) -> Result<Outbox,
             bytes: of.bytes,
             oldest_age_s: of.oldest.as_ref().and_then(|(boot, at)| age_s(clock, boot, *at, clock.now())),
         };
-        (of.lane, OutboxLane { state, generations: of.generations.iter().map(GenerationState::of).collect() })
+        (of.lane, OutboxLane { state, generations: of.generations.clone() })
     });
     Ok(Outbox {
         gateway: config.gateway.id.clone(),

@@ -7,7 +7,8 @@ use crate::{
     cli::page::{Page, plain, table},
     config::Language,
     record::{Lane, LossReason},
-    status::outbox::{GenerationState, LostOver, Outbox, OutboxLane},
+    status::outbox::{LostOver, Outbox, OutboxLane},
+    store::Generation,
 };
 
 /// Cells of the bar.
@@ -116,7 +117,7 @@ impl Page {
         table(out, &of.generations.iter().map(|generation| self.generation(lane, generation)).collect::<Vec<_>>());
     }
 
-    fn generation(self, lane: Lane, of: &GenerationState) -> Vec<String> {
+    fn generation(self, lane: Lane, of: &Generation) -> Vec<String> {
         let chain = match lane {
             Lane::Alarm => "alarm",
             Lane::Telemetry => "telemetry",
@@ -173,7 +174,7 @@ mod tests {
         text,
     };
 
-    fn lane(records: u64, generations: Vec<GenerationState>) -> OutboxLane {
+    fn lane(records: u64, generations: Vec<Generation>) -> OutboxLane {
         let epoch = Epoch::parse("0123456789abcdef").expect("epoch");
         let oldest_age_s = (records > 0).then_some(3 * 3_600 + 720);
         let state = LaneState { epoch, next: 4211, settled: 4090, records, bytes: 410 * records, oldest_age_s };
@@ -183,7 +184,7 @@ mod tests {
     fn backlog() -> Outbox {
         let generation = |number, first, end, waiting, sealed| {
             let disk_bytes = if sealed { 17_825_792 } else { 1_258_292 };
-            GenerationState { number, first, end, waiting, disk_bytes, sealed }
+            Generation { number, first, end, waiting, disk_bytes, sealed }
         };
         let alarms = lane(120, vec![generation(3, 4020, 4211, 120, false)]);
         let telemetry = lane(
