@@ -115,11 +115,16 @@ impl Unproven {
     /// Whether a record's number is in doubt.
     #[must_use]
     pub fn covers(&self, record: &Record) -> bool {
-        let from = match record.lane {
+        record.epoch == self.epoch && record.sequence >= self.from_in(record.lane)
+    }
+
+    /// The first number of a lane that is in doubt.
+    #[must_use]
+    pub const fn from_in(&self, lane: Lane) -> u64 {
+        match lane {
             Lane::Alarm => self.from.a,
             Lane::Telemetry => self.from.t,
-        };
-        record.epoch == self.epoch && record.sequence >= from
+        }
     }
 }
 
