@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::{
     clock::Clock,
@@ -24,7 +24,7 @@ use crate::{
         mqtt::{self, Outlet, devices::Devices},
     },
     status::{About, DeviceUpdate, StatusBoard},
-    store::{self, OpenError, Store},
+    store::{self, OpenError, Space, Store},
     supervise::{Failure, Pulse, Shutdown, Supervisor},
     uplink::{message, session::UplinkTask},
 };
@@ -32,6 +32,9 @@ use crate::{
 /// How long everything together may take to stop: the uplink's drain, one slow sync of each chain, and room. systemd's
 /// own limit must be longer.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// How long a stop waits for room once there is none: what goes out in this time may still give some back.
+const ROOM_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Why the daemon could not start.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +52,7 @@ pub enum StartError {
 pub struct Daemon {
     supervisor: Supervisor,
     manager: Manager,
+    space: watch::Receiver<Space>,
 }
 
 /// What every task is handed.
@@ -78,7 +82,8 @@ impl Daemon {
             board.set_device(DeviceUpdate::unheard(device.name.clone(), bus.name.as_str()));
         }
         board.set_lanes(Lane::ALL.map(|lane| (lane, store.head(lane))));
-        board.set_space(store.space());
+        let space = store.space();
+        board.set_space(space.clone());
         serve(&config, &board, &store, &handles, &mut supervisor).await?;
 
         for (name, committer) in committers {
@@ -127,17 +132,41 @@ impl Daemon {
         supervisor.task("watchdog", watchdog.run(handles.shutdown.clone()));
         board.set_ready();
         manager.ready();
-        Ok(Self { supervisor, manager })
+        Ok(Self { supervisor, manager, space })
     }
 
     /// Runs until `stop` resolves or a task ends, then drains within its bound.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), Failure> {
-        let Self { supervisor, manager } = self;
+        let Self { supervisor, manager, space } = self;
         let told = async {
             stop.await;
             manager.stopping();
         };
-        supervisor.run(told, DRAIN_MAX).await
+        let in_vain = waits_in_vain(supervisor.shutdown(), space);
+        tokio::select! {
+            ended = supervisor.run(told, DRAIN_MAX) => ended,
+            () = in_vain => {
+                tracing::warn!("nothing can be stored: stopping without what waits for room, which nobody was promised");
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Resolves when it is time to stop and nothing can be stored: some wait for room then, and everybody else for them.
+async fn waits_in_vain(shutdown: Shutdown, mut space: watch::Receiver<Space>) {
+    shutdown.cancelled().await;
+    loop {
+        if space.wait_for(|space| *space == Space::None).await.is_err() {
+            // The store has ended, as it should.
+            return std::future::pending().await;
+        }
+        let room = space.wait_for(|space| *space != Space::None);
+        match tokio::time::timeout(ROOM_PATIENCE, room).await.map(|room| room.is_ok()) {
+            Ok(true) => {}
+            Ok(false) => return std::future::pending().await,
+            Err(_) => return,
+        }
     }
 }
 
@@ -199,5 +228,37 @@ fn sources(config: Config, readings: &mpsc::Sender<Input>, handles: &Handles, su
             Outlet { pipeline: readings.clone(), beat: pulse.stage(name.as_str()), shutdown: shutdown.clone() };
         let (gateway, devices) = (config.gateway.id.clone(), devices.clone());
         supervisor.task(name, mqtt::run(gateway, input, devices, outlet, clock.clone(), metrics.clone()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_waits_in_vain_only_while_nothing_can_be_stored() {
+        let (space, shutdown) = (watch::Sender::new(Space::None), Shutdown::new());
+        let in_vain = waits_in_vain(shutdown.clone(), space.subscribe());
+        tokio::pin!(in_vain);
+        let mut resolves = async |within: Duration| tokio::time::timeout(within, &mut in_vain).await.is_ok();
+        assert!(!resolves(2 * DRAIN_MAX).await, "nobody wants to stop");
+        space.send_replace(Space::Tight);
+        shutdown.cancel();
+        assert!(!resolves(2 * DRAIN_MAX).await, "what waits is stored");
+        space.send_replace(Space::None);
+        assert!(!resolves(ROOM_PATIENCE / 2).await);
+        space.send_replace(Space::Enough);
+        assert!(!resolves(2 * DRAIN_MAX).await, "there was room in time");
+        space.send_replace(Space::None);
+        assert!(resolves(2 * ROOM_PATIENCE).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_has_ended_needs_no_room() {
+        let (space, shutdown) = (watch::Sender::new(Space::Enough), Shutdown::new());
+        let in_vain = waits_in_vain(shutdown.clone(), space.subscribe());
+        shutdown.cancel();
+        drop(space);
+        assert!(tokio::time::timeout(2 * DRAIN_MAX, in_vain).await.is_err());
     }
 }
