@@ -88,6 +88,8 @@ impl OutboxView {
             disk_bytes: folder.disk_bytes,
             quota_bytes: Some(measured.map_or(self.quota_bytes, |measured| measured.quota_bytes)),
             full_in_s: measured.and_then(|measured| measured.full_in_s),
+            space: Some(*self.store.space().borrow()),
+            full_since: board.full_since(),
             lanes,
             lost: lost(metrics),
             lost_over: LostOver::Run,

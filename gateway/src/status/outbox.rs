@@ -8,7 +8,7 @@ use super::LaneState;
 use crate::{
     reading::Segment,
     record::{Lane, LossReason},
-    store::Generation,
+    store::{Generation, Space},
 };
 
 /// Everything the outbox holds, counted.
@@ -24,6 +24,10 @@ pub struct Outbox {
     pub quota_bytes: Option<u64>,
     /// Time until the quota is reached if it goes on like this; absent when it does not grow, or nobody measures.
     pub full_in_s: Option<u64>,
+    /// How much room the disk has for it; absent if nobody can tell.
+    pub space: Option<Space>,
+    /// Since when it has less than it wants, RFC 3339 UTC, where that is known.
+    pub full_since: Option<String>,
     /// Each lane.
     pub lanes: BTreeMap<Lane, OutboxLane>,
     /// Numbers declared lost, by lane and reason.
