@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
         mqtt::{self, Outlet, devices::Devices},
     },
     status::{About, DeviceUpdate, StatusBoard},
-    store::{self, OpenError, Store},
+    store::{self, OpenError, Space, Store},
     supervise::{Failure, Pulse, Shutdown, Supervisor, TaskResult},
     uplink::{message, session::UplinkTask},
 };
@@ -36,6 +36,9 @@ const DRAIN_MAX: Duration = Duration::from_secs(10);
 
 /// How often it is tried whether an outbox that cannot be used can be: an alarm in memory is at risk until then.
 const LOOK_FOR_OUTBOX_EVERY: Duration = Duration::from_secs(10);
+
+/// How long a stop waits for room once there is none: what goes out in this time may still give some back.
+const ROOM_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Why the daemon could not start.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +56,7 @@ pub enum StartError {
 pub struct Daemon {
     supervisor: Supervisor,
     manager: Manager,
+    space: watch::Receiver<Space>,
     /// Cancelled when the outbox, which is in memory, can be used again.
     outbox_usable: CancellationToken,
 }
@@ -89,7 +93,8 @@ impl Daemon {
             board.set_device(DeviceUpdate::unheard(device.name.clone(), bus.name.as_str()));
         }
         board.set_lanes(Lane::ALL.map(|lane| (lane, store.head(lane))));
-        board.set_space(store.space());
+        let space = store.space();
+        board.set_space(space.clone());
         serve(&config, &board, &store, &handles, &mut supervisor).await?;
 
         for (name, committer) in committers {
@@ -138,12 +143,12 @@ impl Daemon {
         supervisor.task("watchdog", watchdog.run(handles.shutdown.clone()));
         board.set_ready();
         manager.ready();
-        Ok(Self { supervisor, manager, outbox_usable })
+        Ok(Self { supervisor, manager, space, outbox_usable })
     }
 
     /// Runs until `stop` resolves, the outbox can be used again or a task ends, then drains within its bound.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<Ended, Failure> {
-        let Self { supervisor, manager, outbox_usable } = self;
+        let Self { supervisor, manager, space, outbox_usable } = self;
         let mut ended = Ended::Stopped;
         let told = async {
             tokio::select! {
@@ -151,8 +156,31 @@ impl Daemon {
                 () = outbox_usable.cancelled() => ended = Ended::OutboxUsable,
             }
         };
-        supervisor.run(told, DRAIN_MAX).await?;
+        let in_vain = waits_in_vain(supervisor.shutdown(), space);
+        tokio::select! {
+            drained = supervisor.run(told, DRAIN_MAX) => drained?,
+            () = in_vain => {
+                tracing::warn!("nothing can be stored: stopping without what waits for room, which nobody was promised");
+            }
+        }
         Ok(ended)
+    }
+}
+
+/// Resolves when it is time to stop and nothing can be stored: some wait for room then, and everybody else for them.
+async fn waits_in_vain(shutdown: Shutdown, mut space: watch::Receiver<Space>) {
+    shutdown.cancelled().await;
+    loop {
+        if space.wait_for(|space| *space == Space::None).await.is_err() {
+            // The store has ended, as it should.
+            return std::future::pending().await;
+        }
+        let room = space.wait_for(|space| *space != Space::None);
+        match tokio::time::timeout(ROOM_PATIENCE, room).await.map(|room| room.is_ok()) {
+            Ok(true) => {}
+            Ok(false) => return std::future::pending().await,
+            Err(_) => return,
+        }
     }
 }
 
@@ -265,5 +293,37 @@ fn sources(config: Config, readings: &mpsc::Sender<Input>, handles: &Handles, su
             Outlet { pipeline: readings.clone(), beat: pulse.stage(name.as_str()), shutdown: shutdown.clone() };
         let (gateway, devices) = (config.gateway.id.clone(), devices.clone());
         supervisor.task(name, mqtt::run(gateway, input, devices, outlet, clock.clone(), metrics.clone()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_waits_in_vain_only_while_nothing_can_be_stored() {
+        let (space, shutdown) = (watch::Sender::new(Space::None), Shutdown::new());
+        let in_vain = waits_in_vain(shutdown.clone(), space.subscribe());
+        tokio::pin!(in_vain);
+        let mut resolves = async |within: Duration| tokio::time::timeout(within, &mut in_vain).await.is_ok();
+        assert!(!resolves(2 * DRAIN_MAX).await, "nobody wants to stop");
+        space.send_replace(Space::Tight);
+        shutdown.cancel();
+        assert!(!resolves(2 * DRAIN_MAX).await, "what waits is stored");
+        space.send_replace(Space::None);
+        assert!(!resolves(ROOM_PATIENCE / 2).await);
+        space.send_replace(Space::Enough);
+        assert!(!resolves(2 * DRAIN_MAX).await, "there was room in time");
+        space.send_replace(Space::None);
+        assert!(resolves(2 * ROOM_PATIENCE).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_has_ended_needs_no_room() {
+        let (space, shutdown) = (watch::Sender::new(Space::Enough), Shutdown::new());
+        let in_vain = waits_in_vain(shutdown.clone(), space.subscribe());
+        shutdown.cancel();
+        drop(space);
+        assert!(tokio::time::timeout(2 * DRAIN_MAX, in_vain).await.is_err());
     }
 }

@@ -20,7 +20,7 @@ pub use self::snapshot::{
     Standing, StandingAlarm, Uplink, Written,
 };
 use crate::{
-    alarm::{State, Transition},
+    alarm::{AlarmId, State, Transition},
     clock::{BootId, Clock, Now, rfc3339},
     reading::{Quality, Reading, Reason, Segment, Value},
     record::Lane,
@@ -164,6 +164,14 @@ impl StatusBoard {
     #[must_use]
     pub fn outbox(&self) -> Option<OutboxState> {
         self.parts().outbox()
+    }
+
+    /// Since when the disk is full, RFC 3339 UTC, if nothing happened to the alarm about it since.
+    #[must_use]
+    pub fn full_since(&self) -> Option<String> {
+        let parts = self.parts();
+        let full = parts.alarms.list.iter().find(|alarm| alarm.alarm == AlarmId::outbox_full())?;
+        (full.active && full.state == State::Unack).then(|| full.time.clone())
     }
 
     /// What is written to the storage.

@@ -19,6 +19,8 @@ const MAX_SIZE: &str = "32MiB";
 const SOME: u64 = 300;
 /// Longer than a stage may be silent before the watchdog acts.
 const WITHOUT_ROOM: Duration = Duration::from_secs(20);
+/// Longer than the keeper needs to make room.
+const STANDS_STILL: Duration = Duration::from_secs(5);
 
 const FULL: &str = "gardu_outbox_disk_full";
 const WAITS: &str = "gardu_outbox_waits_for_room";
@@ -62,20 +64,13 @@ fn fills(disk: Disk) {
         island.set_uplink(Uplink::Away);
         island.card.fill();
         witnesses.work();
-        let mut seen = (0, Instant::now());
-        until("nothing can be stored, for longer than a watchdog would wait", || {
-            assert!(island.park.gateway.is_healthy(), "{}", island.park.gateway.log());
-            let acknowledged = witnesses.acknowledged();
-            // Telemetry gives way to alarms first, until nothing of it is left.
-            if island.park.gateway.metric(WAITS) < 1.0 || acknowledged != seen.0 {
-                seen = (acknowledged, Instant::now());
-            }
-            seen.1.elapsed() > WITHOUT_ROOM
-        });
+        wait_until_nothing_is_stored(&island, &witnesses, WITHOUT_ROOM);
 
-        // What is stored goes out as soon as anybody is there. Whether that makes room for more depends on who takes it.
+        // What is stored goes out as soon as anybody is there, and the room it took is for what has waited.
+        let before = witnesses.acknowledged();
         island.set_uplink(Uplink::Here);
-        island.park.gateway.wait_for_metric("gardu_outbox_records{lane=\"a\"}", |waiting| waiting < 1.0);
+        witnesses.wait_for(before + SOME);
+        assert!(island.park.gateway.metric(FULL) > 0.0, "nobody has made room");
 
         // Room again.
         island.card.clean();
@@ -90,6 +85,52 @@ fn fills(disk: Disk) {
         island.settle();
         assert_kept(&mut island, &witnesses);
         assert!(island.set_aside().is_empty());
+    });
+}
+
+/// Far below the bound of a stop, also on a busy machine: an idle one takes a second.
+const STOP_MAX: Duration = Duration::from_secs(5);
+
+#[test]
+fn a_stop_without_room_waits_for_nobody_and_loses_nothing_promised() {
+    on_cards("full::a_stop_without_room_waits_for_nobody_and_loses_nothing_promised", || {
+        let mut island = Island::furnish_on(Card::small(Disk::Ext4, DISK_MIB), MAX_SIZE, dice("a full disk"));
+        let witnesses = Witnesses::default();
+        witnesses.beside(island.park.gateway.ingest, || {
+            island.start();
+            island.set_uplink(Uplink::Away);
+            // The first takes what is free, the second what was kept for that day.
+            island.card.fill();
+            witnesses.work();
+            island.park.gateway.wait_for_metric(FULL, |full| full > 0.0);
+            island.card.fill();
+            wait_until_nothing_is_stored(&island, &witnesses, STANDS_STILL);
+            let status = island.park.gateway.run(&["outbox", "status"]);
+            assert!(String::from_utf8_lossy(&status.stdout).contains("NOTHING CAN BE RECORDED"), "{status:?}");
+            let ended = island.park.gateway.sigterm();
+            let log = island.park.gateway.log();
+            assert!(ended.code == Some(0) && ended.took < STOP_MAX, "{ended:?}\n{log}");
+            let status = island.park.gateway.run(&["outbox", "status"]);
+            assert!(String::from_utf8_lossy(&status.stdout).contains("THE DISK IS FULL"), "{status:?}");
+
+            island.card.clean();
+            island.recover(&witnesses);
+            assert_kept(&mut island, &witnesses);
+            assert!(island.set_aside().is_empty());
+        });
+    });
+}
+
+/// Waits until nothing could be stored for so long. Telemetry gives way to alarms first, until nothing of it is left.
+fn wait_until_nothing_is_stored(island: &Island, witnesses: &Witnesses, so_long: Duration) {
+    let mut seen = (0, Instant::now());
+    until("nothing can be stored", || {
+        assert!(island.park.gateway.is_healthy(), "{}", island.park.gateway.log());
+        let acknowledged = witnesses.acknowledged();
+        if island.park.gateway.metric(WAITS) < 1.0 || acknowledged != seen.0 {
+            seen = (acknowledged, Instant::now());
+        }
+        seen.1.elapsed() > so_long
     });
 }
 

@@ -19,6 +19,9 @@ outbox-verdict-silent = { $count ->
     }, but the daemon is stuck: sudo systemctl restart gardu
 outbox-verdict-unreadable = SOMETHING CANNOT BE READ: see below
 outbox-verdict-aside = DAMAGED PARTS WERE SET ASIDE: see below
+outbox-verdict-tight = THE DISK IS FULL{ $since }: the outbox lives on the room it had kept; remove what does not belong there
+outbox-verdict-no-room = THE DISK IS FULL{ $since }, NOTHING CAN BE RECORDED: remove what does not belong there, or take a larger card
+outbox-verdict-since = {" "}since { $time }
 outbox-verdict-full = FULL: the least important is dropped and declared; check the connection to the command center
 outbox-verdict-soon = NEARLY FULL, in { $duration }: check the connection to the command center
 outbox-space = Space

@@ -277,7 +277,7 @@ Bus cabinet (tcp://10.0.0.5:502)
 MQTT sensors: subscriptions 1, devices publish to 127.0.0.1:1883
 Points: 2
 Subscriptions whose messages name their points: 1; not counted in the data estimate
-Alarm rules: 6 (built-in ones included)
+Alarm rules: 7 (built-in ones included)
 Telemetry data a month: about 22.7 MB
   assumed: 30 days, 900 bytes a message and 110 bytes a reading, points on \"change\" change every 10m; alarms are not counted
 ";

@@ -23,7 +23,7 @@ use crate::{
     record::{Lane, LossReason},
     status::{
         StatusBoard,
-        outbox::{Aside, GenerationState, Lost, LostOver, Outbox, OutboxLane, cursor, line},
+        outbox::{Aside, Lost, LostOver, Outbox, OutboxLane, cursor, line},
     },
     store::{Store, StoreError, inspect},
     supervise,
@@ -78,7 +78,7 @@ impl OutboxView {
         let folder = self.folder().await?;
         let mut lanes = BTreeMap::new();
         for (lane, state) in board.lanes() {
-            let generations = self.store.generations(lane).await?.iter().map(GenerationState::of).collect();
+            let generations = self.store.generations(lane).await?;
             lanes.insert(lane, OutboxLane { state, generations });
         }
         let measured = board.outbox();
@@ -87,7 +87,10 @@ impl OutboxView {
             path: self.path.clone(),
             disk_bytes: folder.disk_bytes,
             quota_bytes: Some(measured.as_ref().map_or(self.quota_bytes, |measured| measured.quota_bytes)),
-            full_in_s: measured.and_then(|measured| measured.full_in_s),
+            full_in_s: measured.as_ref().and_then(|measured| measured.full_in_s),
+            space: Some(*self.store.space().borrow()),
+            full_since: board.full_since(),
+            unusable: measured.and_then(|measured| measured.unusable),
             lanes,
             lost: lost(metrics),
             lost_over: LostOver::Run,

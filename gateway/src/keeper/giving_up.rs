@@ -13,7 +13,7 @@ use crate::{
     clock::{BootId, Now},
     pipeline::{Certainty, Input, Summarised},
     record::{Epoch, Lane, LossReason},
-    store::{Generation, Lost, StoreError, Stored},
+    store::{Generation, Lost, StoreError, Stored, Unproven},
 };
 
 /// Records read at once: at most a MiB.
@@ -30,6 +30,8 @@ pub(super) enum Halt {
     Stopped,
     /// The store has failed.
     Store(StoreError),
+    /// What was read has other numbers by now, or is about to get them: it is looked at again later.
+    Outdated,
 }
 
 impl From<StoreError> for Halt {
@@ -43,13 +45,15 @@ impl From<StoreError> for Halt {
 struct Losses {
     lane: Lane,
     reason: LossReason,
+    /// The present epoch when they were looked at.
+    present: Epoch,
     numbers: BTreeMap<Epoch, Vec<(u64, u64)>>,
     positions: Vec<(u64, u64)>,
 }
 
 impl Losses {
-    const fn new(lane: Lane, reason: LossReason) -> Self {
-        Self { lane, reason, numbers: BTreeMap::new(), positions: Vec::new() }
+    const fn new(lane: Lane, reason: LossReason, present: Epoch) -> Self {
+        Self { lane, reason, present, numbers: BTreeMap::new(), positions: Vec::new() }
     }
 
     /// Adds a record; they come in order.
@@ -66,6 +70,15 @@ fn lengthen(runs: &mut Vec<(u64, u64)>, number: u64) {
     }
 }
 
+/// Of what something is declared.
+struct Of<'a> {
+    lane: Lane,
+    reason: LossReason,
+    certain: Certainty,
+    epoch: &'a Epoch,
+    present: &'a Epoch,
+}
+
 /// What became of an alarm generation.
 pub(super) struct GivenUp {
     /// Whether there was anything of that severity.
@@ -74,7 +87,8 @@ pub(super) struct GivenUp {
     pub(super) lowest_left: Option<Severity>,
 }
 
-/// The records that wait in a generation, page by page.
+/// The records that wait in a generation, page by page; without those that are about to be numbered anew, for a declaration
+/// would name numbers that another life of the store has used.
 struct Pages {
     lane: Lane,
     from: u64,
@@ -98,6 +112,12 @@ impl Pages {
         let mut page = task.store.read(self.lane, self.from, PAGE).await?;
         page.retain(|stored| stored.position < self.end);
         self.from = page.last().map_or(self.end, |last| last.position + 1);
+        let doubted = task.doubted();
+        page.retain(|stored| !doubted.iter().any(|of| of.covers(&stored.record)));
+        if page.is_empty() && self.from < self.end {
+            // No page is empty but the last.
+            return Box::pin(self.next(task)).await;
+        }
         Ok(page)
     }
 }
@@ -105,7 +125,7 @@ impl Pages {
 impl KeeperTask {
     /// Gives up a sealed telemetry generation whole.
     pub(super) async fn give_up_telemetry(&self, generation: &Generation, reason: LossReason) -> Result<(), Halt> {
-        let mut losses = Losses::new(Lane::Telemetry, reason);
+        let mut losses = Losses::new(Lane::Telemetry, reason, self.present());
         let mut pages = Pages::of(Lane::Telemetry, generation);
         loop {
             let page = pages.next(self).await?;
@@ -119,7 +139,7 @@ impl KeeperTask {
     /// Replaces the records of a sealed telemetry generation by summaries, and gives up the summaries in it. False, and
     /// nothing is done, where it would hardly shrink.
     pub(super) async fn thin(&self, generation: &Generation) -> Result<bool, Halt> {
-        let boots = self.store.boots();
+        let (boots, present) = (self.store.boots(), self.present());
         let mut survey = Survey::default();
         let mut pages = Pages::of(Lane::Telemetry, generation);
         loop {
@@ -133,8 +153,8 @@ impl KeeperTask {
             return Ok(false);
         }
         let (mut thinner, mut ready) = (Thinner::default(), Vec::new());
-        let mut thinned = Losses::new(Lane::Telemetry, LossReason::Thinned);
-        let mut evicted = Losses::new(Lane::Telemetry, LossReason::Quota);
+        let mut thinned = Losses::new(Lane::Telemetry, LossReason::Thinned, present.clone());
+        let mut evicted = Losses::new(Lane::Telemetry, LossReason::Quota, present.clone());
         let mut pages = Pages::of(Lane::Telemetry, generation);
         loop {
             let page = pages.next(self).await?;
@@ -150,12 +170,12 @@ impl KeeperTask {
                 }
             }
             while ready.len() >= SUMMARIES_AT_ONCE {
-                self.record(ready.drain(..SUMMARIES_AT_ONCE).collect()).await?;
+                self.record(ready.drain(..SUMMARIES_AT_ONCE).collect(), &present).await?;
             }
         }
         ready.extend(thinner.finish());
         while !ready.is_empty() {
-            self.record(ready.drain(..ready.len().min(SUMMARIES_AT_ONCE)).collect()).await?;
+            self.record(ready.drain(..ready.len().min(SUMMARIES_AT_ONCE)).collect(), &present).await?;
         }
         self.declare(thinned).await?;
         self.declare(evicted).await?;
@@ -164,7 +184,7 @@ impl KeeperTask {
 
     /// Gives up what has at most this severity in a sealed alarm generation, and compacts it.
     pub(super) async fn give_up_alarms(&self, generation: &Generation, severity: Severity) -> Result<GivenUp, Halt> {
-        let mut losses = Losses::new(Lane::Alarm, LossReason::Quota);
+        let mut losses = Losses::new(Lane::Alarm, LossReason::Quota, self.present());
         let mut lowest_left = None;
         let mut pages = Pages::of(Lane::Alarm, generation);
         loop {
@@ -206,47 +226,59 @@ impl KeeperTask {
         Ok(None)
     }
 
-    /// Declares what the store has lost by damage, then settles it.
+    /// Declares what the store has lost by damage, then settles it. Of numbers in doubt the pipeline does.
     pub(super) async fn declare_damage(&self) -> Result<(), Halt> {
         for lane in Lane::ALL {
             if self.store.head(lane).borrow().missing == 0 {
                 continue;
             }
+            let (present, doubted) = (self.present(), self.doubted());
             for Lost { epoch, ranges, positions, certain, .. } in self.store.lost(lane).await? {
+                if doubted.iter().any(|of| of.epoch == epoch) {
+                    continue;
+                }
                 let certain = if certain { Certainty::Known } else { Certainty::Bounded };
-                self.say_lost(lane, LossReason::Damaged, certain, &epoch, &ranges).await?;
+                let of = Of { lane, reason: LossReason::Damaged, certain, epoch: &epoch, present: &present };
+                self.say_lost(of, &ranges).await?;
                 self.store.settle(lane, positions).await?;
             }
         }
         Ok(())
     }
 
+    /// The present epoch.
+    fn present(&self) -> Epoch {
+        self.store.head(Lane::Alarm).borrow().status.epoch.clone()
+    }
+
+    /// What is about to be numbered anew. Numbers of the present epoch that are in doubt may yet be proven; should they not
+    /// be, what was declared under them is said anew.
+    fn doubted(&self) -> Vec<Unproven> {
+        let present = self.present();
+        self.store.unproven().borrow().iter().filter(|of| of.epoch != present).cloned().collect()
+    }
+
     /// Declares losses, then settles them; where nothing waits any more, settling nothing lets a drained generation go.
     async fn declare(&self, losses: Losses) -> Result<(), Halt> {
-        let Losses { lane, reason, numbers, positions } = losses;
+        let Losses { lane, reason, present, numbers, positions } = losses;
         for (epoch, runs) in &numbers {
-            self.say_lost(lane, reason, Certainty::Known, epoch, runs).await?;
+            self.say_lost(Of { lane, reason, certain: Certainty::Known, epoch, present: &present }, runs).await?;
         }
         Ok(self.store.settle(lane, positions).await?)
     }
 
-    async fn say_lost(
-        &self,
-        lane: Lane,
-        reason: LossReason,
-        certain: Certainty,
-        epoch: &Epoch,
-        runs: &[(u64, u64)],
-    ) -> Result<(), Halt> {
+    async fn say_lost(&self, of: Of<'_>, runs: &[(u64, u64)]) -> Result<(), Halt> {
+        let Of { lane, reason, certain, .. } = of;
         for ranges in runs.chunks(RUNS_AT_ONCE) {
-            let (epoch, ranges) = (epoch.clone(), ranges.to_vec());
-            self.durably(|durable| Input::Lost { lane, epoch, ranges, reason, certain, durable }).await?;
+            let (epoch, present, ranges) = (of.epoch.clone(), of.present.clone(), ranges.to_vec());
+            self.durably(|durable| Input::Lost { lane, epoch, ranges, reason, certain, present, durable }).await?;
         }
         Ok(())
     }
 
-    async fn record(&self, summaries: Vec<Summarised>) -> Result<(), Halt> {
-        self.durably(|durable| Input::Summaries { summaries, durable }).await
+    async fn record(&self, summaries: Vec<Summarised>, present: &Epoch) -> Result<(), Halt> {
+        let present = present.clone();
+        self.durably(|durable| Input::Summaries { summaries, present, durable }).await
     }
 
     /// Hands something to the pipeline and waits until it is on stable storage.
@@ -254,6 +286,6 @@ impl KeeperTask {
         let (durable, done) = oneshot::channel();
         self.pipeline.send(input(durable)).await.map_err(|_| Halt::Stopped)?;
         self.beat.mark();
-        done.await.map_err(|_| Halt::Stopped)
+        done.await.map_err(|_| if self.pipeline.is_closed() { Halt::Stopped } else { Halt::Outdated })
     }
 }

@@ -99,7 +99,7 @@ impl KeeperTask {
         let mut keeper = Keeper::new(self);
         loop {
             match beat.excused(|| store.waits_for_room(), keeper.turn()).await {
-                Ok(()) => {}
+                Ok(()) | Err(Halt::Outdated) => {}
                 Err(Halt::Stopped) => return Ok(()),
                 Err(Halt::Store(error)) => return Err(error.into()),
             }

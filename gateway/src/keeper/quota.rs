@@ -19,6 +19,9 @@ use crate::{
 
 /// Left free on the file system for others, and for the store's own next sync.
 const DISK_RESERVE: u64 = 8 << 20;
+/// An open generation of telemetry so large gives way whenever there is no room, in bytes: a full one would be more than
+/// what is left free for others, and alarms would meet a full disk with telemetry beside them.
+const SEALED_AGAIN_AT: u64 = 2 << 20;
 /// For stream events alone: what is lost can still be declared when nothing else fits. A declaration of one run takes
 /// half a kilobyte, so that these are thousands.
 const STREAM_RESERVE: u64 = 2 << 20;
@@ -105,7 +108,8 @@ pub struct Quota {
 #[derive(Debug, Default)]
 struct Pressure {
     evicting: bool,
-    /// The open generations sealed since it began. Once each: what arrives meanwhile must not seal one after the other.
+    /// The open generations sealed since it began. Once each unless they have grown to [`SEALED_AGAIN_AT`]: what arrives
+    /// meanwhile must not seal one after the other.
     rotated: [bool; 2],
 }
 
@@ -137,13 +141,16 @@ impl Quota {
 
         let oldest = telemetry.iter().find(|generation| !self.taken.contains(&generation.number));
         if let Some(old) = oldest.filter(|oldest| Some(oldest.number) == aged) {
-            return if old.sealed { Act::Telemetry(old.clone(), LossReason::Age) } else { Act::RotateTelemetry };
+            return if old.sealed { Act::Telemetry(*old, LossReason::Age) } else { Act::RotateTelemetry };
         }
         for pressure in [&mut self.telemetry, &mut self.all].into_iter().filter(|pressure| pressure.evicting) {
             match oldest {
-                Some(oldest) if oldest.sealed => return Act::Telemetry(oldest.clone(), LossReason::Quota),
-                Some(open) if open.waiting > 0 && !std::mem::replace(&mut pressure.rotated[1], true) => {
-                    return Act::RotateTelemetry;
+                Some(oldest) if oldest.sealed => return Act::Telemetry(*oldest, LossReason::Quota),
+                Some(open) if open.waiting > 0 => {
+                    let first = !std::mem::replace(&mut pressure.rotated[1], true);
+                    if first || open.disk_bytes >= SEALED_AGAIN_AT {
+                        return Act::RotateTelemetry;
+                    }
                 }
                 Some(_) | None => {}
             }
@@ -160,7 +167,7 @@ impl Quota {
         if let Some((severity, generation)) =
             candidates.min_by_key(|(severity, generation)| (*severity, generation.number))
         {
-            return Act::Alarms(generation.clone(), severity);
+            return Act::Alarms(*generation, severity);
         }
         let open = generations.last().is_some_and(|open| open.waiting > 0);
         if open && !std::mem::replace(&mut self.all.rotated[0], true) { Act::RotateAlarms } else { Act::Nothing }
@@ -329,6 +336,55 @@ mod tests {
             prop_assert!(measured.used() <= shares.all || all_gone || kept, "{measured:?} {shares:?}");
             prop_assert!(measured.telemetry <= shares.telemetry || given_up(&telemetry));
         }
+    }
+
+    /// A card that is smaller than the quota or that others fill, looked at every two seconds as the keeper does.
+    fn small_card(card: u64, others_a_look: u64) {
+        const LOOKS: u64 = 2_000;
+        let model = |number| Model { number, by_severity: [0; 5], stream: 0, sealed: false };
+        let (mut alarm, mut telemetry) = (vec![model(1)], vec![model(1)]);
+        let (mut quota, mut others, mut given_up) = (Quota::default(), 0, 0);
+        for look in 0..LOOKS {
+            // What two seconds bring: a flood of readings, now and then an alarm, and somebody else's log.
+            telemetry.last_mut().expect("open").by_severity[0] += 30;
+            alarm.last_mut().expect("open").by_severity[3] += u64::from(look % 8 == 0);
+            others += others_a_look;
+            for lane in [&mut alarm, &mut telemetry] {
+                if lane.last().expect("open").seen().disk_bytes >= crate::store::GENERATION_SIZE {
+                    rotate(lane);
+                }
+            }
+            loop {
+                let seen = |lane: &[Model]| lane.iter().map(Model::seen).collect::<Vec<_>>();
+                let mut measured = measure(&alarm, &telemetry, 0, 0);
+                measured.free = card.saturating_sub(others + measured.used());
+                let given_way = measured.telemetry < SEALED_AGAIN_AT + MIB;
+                let full = format!("look {look}, others {} MiB: {measured:?}", others / MIB);
+                assert!(measured.free >= 4 * MIB || given_way, "telemetry lies where alarms need room: {full}");
+                let shares = Shares::of(256 * MIB, &measured);
+                match quota.next(&measured, &shares, &seen(&alarm), &seen(&telemetry), None) {
+                    Act::Nothing => break,
+                    Act::RotateTelemetry => rotate(&mut telemetry),
+                    Act::Telemetry(generation, _) => {
+                        telemetry.retain(|of| of.number != generation.number);
+                        quota.telemetry_taken(generation.number);
+                        given_up += 1;
+                    }
+                    act @ (Act::RotateAlarms | Act::Alarms(..)) => panic!("{act:?}: {full}"),
+                }
+            }
+        }
+        assert!(given_up > 5, "it was never full");
+    }
+
+    #[test]
+    fn on_a_card_smaller_than_the_quota_telemetry_gives_way_before_alarms_lack_room() {
+        small_card(64 * MIB, 0);
+    }
+
+    #[test]
+    fn on_a_card_that_others_fill_telemetry_gives_way_before_alarms_lack_room() {
+        small_card(400 * MIB, 256 << 10);
     }
 
     fn generation(number: u64, sealed: bool) -> Generation {

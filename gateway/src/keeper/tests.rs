@@ -25,7 +25,7 @@ use crate::{
     },
     pipeline::{Pipeline, Raised, core::Core},
     reading::{PointId, Reading, Segment, Value},
-    record::{Body, StreamEvent},
+    record::{Body, Epoch, LastKnown, StreamEvent},
     status::tests::board,
     store::{self, Options, Stored},
     supervise::Pulse,
@@ -42,7 +42,7 @@ struct Rig {
     pipeline: tokio::task::JoinHandle<TaskResult>,
     threads: Vec<JoinHandle<TaskResult>>,
     barriers: AtomicU32,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 /// A folder; in memory where there is such, the test is about what is declared and not about the disk.
@@ -82,7 +82,10 @@ impl Rig {
     }
 
     fn of(max_size: u64, generation_size: u64, telemetry_max_age: Duration) -> Self {
-        let folder = folder();
+        Self::on(folder(), max_size, generation_size, telemetry_max_age)
+    }
+
+    fn on(folder: TempDir, max_size: u64, generation_size: u64, telemetry_max_age: Duration) -> Self {
         let (clock, metrics) = (Clock::manual("boot", at(0)), Metrics::new());
         let (path, boot) = (folder.path().to_owned(), clock.boot().clone());
         let options =
@@ -126,14 +129,7 @@ impl Rig {
             beat: pulse.stage("keeper"),
             shutdown: Shutdown::new(),
         });
-        Self {
-            keeper,
-            clock,
-            pipeline: tokio::spawn(pipeline.run()),
-            threads,
-            barriers: AtomicU32::new(0),
-            _folder: folder,
-        }
+        Self { keeper, clock, pipeline: tokio::spawn(pipeline.run()), threads, barriers: AtomicU32::new(0), folder }
     }
 
     /// One record of each of so many devices, `seconds` after the start.
@@ -240,12 +236,13 @@ impl Rig {
         self.keeper.task.metrics.outbox_evictions.with_label_values(&labels).get()
     }
 
-    async fn close(self) {
+    async fn close(self) -> TempDir {
         drop(self.keeper);
         self.pipeline.await.expect("no panic").expect("no error");
         for thread in self.threads {
             thread.join().expect("no panic").expect("no error");
         }
+        self.folder
     }
 }
 
@@ -382,5 +379,63 @@ async fn the_alarms_of_the_outbox_follow_how_full_it_is() {
     // A generation is large beside this quota: giving it up may have ended the eviction, or both in one measurement.
     told[2..].sort_unstable();
     assert_eq!(told, expected);
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn what_was_given_up_under_numbers_in_doubt_names_none_of_them_once_they_are_void() {
+    let rig = Rig::new();
+    rig.telemetry(4, 600).await;
+    rig.flush().await;
+    // The center has not confirmed the numbers from here on.
+    let mut rig = Rig::on(rig.close().await, MAX_SIZE, 128 * KIB, 24 * HOUR);
+    let store = rig.keeper.task.store.clone();
+    let unproven = store.unproven().borrow()[0].clone();
+    let mut seconds = 600;
+    while rig.evictions(Lane::Telemetry, LossReason::Quota) < 3 {
+        for _ in 0..12 {
+            seconds += 600;
+            rig.telemetry(100, seconds).await;
+        }
+        rig.flush().await;
+        rig.turn().await;
+    }
+    assert_eq!(rig.audit().await, Ok(()), "what is in doubt gives way as well, and mostly is proven");
+    let given_up = rig.declared(Lane::Telemetry).await.into_keys().filter(|n| *n >= unproven.from.t).count() as u64;
+    assert!(given_up > 0);
+
+    let present = Epoch::parse(&"z".repeat(Epoch::LEN)).expect("an epoch");
+    let (known, (durable, done)) = (LastKnown { a: 100_000, t: 100_000 }, oneshot::channel());
+    let rolled_back = Input::RolledBack { known, epoch: present.clone(), durable };
+    rig.keeper.task.pipeline.send(rolled_back).await.expect("the pipeline runs");
+    done.await.expect("durable");
+    // The keeper looks while records are numbered anew, and may find that it must look again.
+    let _outdated = rig.keeper.turn().await;
+    store.unproven().wait_for(Vec::is_empty).await.expect("the store is open");
+
+    let (mut unnumbered, mut declared) = (0, Vec::new());
+    for stored in rig.waiting(Lane::Alarm).await {
+        match stored.record.body {
+            Body::Stream(StreamEvent::Lost { epoch, ranges, count, .. }) if epoch == present => {
+                unnumbered += if ranges.is_empty() { count } else { 0 };
+                declared.extend(ranges.into_iter().flat_map(|(first, last)| first..=last));
+            }
+            Body::Stream(StreamEvent::Lost { ranges, .. }) => {
+                assert!(
+                    ranges.iter().all(|(_, last)| *last < unproven.from.t),
+                    "another life has used them: {ranges:?}"
+                );
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(unnumbered, given_up);
+    let waiting = rig.waiting(Lane::Telemetry).await;
+    assert!(waiting.iter().all(|stored| !unproven.covers(&stored.record)));
+    declared.extend(waiting.iter().filter(|of| of.record.epoch == present).map(|of| of.record.sequence));
+    declared.sort_unstable();
+    let next = store.head(Lane::Telemetry).borrow().status.next;
+    assert_eq!(declared, (1..next).collect::<Vec<_>>(), "each number waits or is declared, once");
+    drop(store);
     rig.close().await;
 }

@@ -139,22 +139,12 @@ impl Core {
                     self.record(&mut step, Body::Stream(lost), now);
                     step.after_commit.push(durable);
                 }
-                Input::Lost { lane, epoch, ranges, reason, certain, durable } => {
-                    for ranges in ranges.chunks(RANGES_MAX) {
-                        let lost = StreamEvent::Lost {
-                            epoch: epoch.clone(),
-                            lane,
-                            ranges: ranges.to_vec(),
-                            count: ranges.iter().map(|(first, last)| last - first + 1).sum(),
-                            reason,
-                            certain: certain == Certainty::Known,
-                            refused: None,
-                        };
-                        self.record(&mut step, Body::Stream(lost), now);
-                    }
+                Input::Lost { present, .. } | Input::Summaries { present, .. } if present != self.epoch => {}
+                Input::Lost { lane, epoch, ranges, reason, certain, present: _, durable } => {
+                    self.lost(&mut step, Loss { lane, epoch: &epoch, ranges: &ranges, reason, certain }, now);
                     step.after_commit.push(durable);
                 }
-                Input::Summaries { summaries, durable } => {
+                Input::Summaries { summaries, present: _, durable } => {
                     for Summarised { boot, recorded, batch } in summaries {
                         self.record(&mut step, Body::Telemetry(batch), now);
                         let record = step.telemetry.last_mut().expect("recorded above");
@@ -209,6 +199,23 @@ impl Core {
         let effect = self.telemetry.reading(reading, now);
         step.points_refused += u64::from(effect == Effect::TooMany);
         effect
+    }
+
+    /// Declares losses, in as many records as they need.
+    fn lost(&mut self, step: &mut Step, loss: Loss<'_>, now: Now) {
+        let Loss { lane, epoch, ranges, reason, certain } = loss;
+        for ranges in ranges.chunks(RANGES_MAX) {
+            let lost = StreamEvent::Lost {
+                epoch: epoch.clone(),
+                lane,
+                ranges: ranges.to_vec(),
+                count: count(ranges),
+                reason,
+                certain: certain == Certainty::Known,
+                refused: None,
+            };
+            self.record(step, Body::Stream(lost), now);
+        }
     }
 
     /// Turns the engine's facts into records and states.
@@ -333,6 +340,21 @@ impl Core {
             "reason": sample.reason, "time": crate::clock::rfc3339(sample.source_time_ms.unwrap_or(sample.at.wall_ms)),
         }))
     }
+}
+
+/// Records of one lane and epoch that are lost.
+#[derive(Clone, Copy)]
+struct Loss<'a> {
+    lane: Lane,
+    epoch: &'a Epoch,
+    ranges: &'a [(u64, u64)],
+    reason: LossReason,
+    certain: Certainty,
+}
+
+/// How many numbers these runs have.
+fn count(ranges: &[(u64, u64)]) -> u64 {
+    ranges.iter().map(|(first, last)| last - first + 1).sum()
 }
 
 fn listed(state: &AlarmState) -> serde_json::Value {

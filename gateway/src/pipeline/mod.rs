@@ -75,6 +75,9 @@ pub enum Input {
         reason: LossReason,
         /// Whether all of them existed and are gone.
         certain: Certainty,
+        /// The epoch that was the present one when they were looked at. With another they may have got other numbers:
+        /// nothing is declared then, and `durable` dropped unsent.
+        present: Epoch,
         /// Sent when the declaration is on stable storage; only then may they leave the outbox.
         durable: oneshot::Sender<()>,
     },
@@ -82,6 +85,8 @@ pub enum Input {
     Summaries {
         /// At least one.
         summaries: Vec<Summarised>,
+        /// As with [`Input::Lost`].
+        present: Epoch,
         /// Sent when they are on stable storage; only then may what they replace be declared.
         durable: oneshot::Sender<()>,
     },
@@ -249,9 +254,26 @@ impl Pipeline {
         }
         let next = if more { Some(Search { from, ..search }) } else { search.next_lane() };
         if next.is_none() {
+            self.declare_in_doubt().await?;
             self.store.commit(self.core.renumbered()).await?;
         }
         Ok(next)
+    }
+
+    /// Declares what was damaged under numbers in doubt: afterwards nobody could tell that they were. A crash before it is
+    /// settled means that it is declared twice.
+    async fn declare_in_doubt(&mut self) -> Result<(), StoreError> {
+        for lane in Lane::ALL {
+            let mut lost = self.store.lost(lane).await?;
+            lost.retain(|lost| self.core.is_in_doubt(&lost.epoch));
+            for lost in lost {
+                let (step, positions) = self.core.lost_in_doubt(lost, self.clock.now());
+                self.count(&step);
+                self.store.commit(step.commit).await?;
+                self.store.settle(lane, positions).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes a step durable, then tells those who wait for it.

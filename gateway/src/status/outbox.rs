@@ -8,7 +8,7 @@ use super::LaneState;
 use crate::{
     reading::Segment,
     record::{Lane, LossReason},
-    store::Generation,
+    store::{Generation, Space},
 };
 
 /// Everything the outbox holds, counted.
@@ -24,6 +24,12 @@ pub struct Outbox {
     pub quota_bytes: Option<u64>,
     /// Time until the quota is reached if it goes on like this; absent when it does not grow, or nobody measures.
     pub full_in_s: Option<u64>,
+    /// How much room the disk has for it; absent if nobody can tell.
+    pub space: Option<Space>,
+    /// Since when it has less than it wants, RFC 3339 UTC, where that is known.
+    pub full_since: Option<String>,
+    /// Why its folder cannot be used, if that is so: then it is in memory, and `path` says where.
+    pub unusable: Option<String>,
     /// Each lane.
     pub lanes: BTreeMap<Lane, OutboxLane>,
     /// Numbers declared lost, by lane and reason.
@@ -43,33 +49,7 @@ pub struct OutboxLane {
     #[serde(flatten)]
     pub state: LaneState,
     /// Its generations, the oldest first.
-    pub generations: Vec<GenerationState>,
-}
-
-/// One generation of a lane.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GenerationState {
-    /// Its number: the folder's.
-    pub number: u64,
-    /// The place of its first record.
-    pub first: u64,
-    /// The place after its last record.
-    pub end: u64,
-    /// Records of it that wait.
-    pub waiting: u64,
-    /// What it takes on the disk.
-    pub disk_bytes: u64,
-    /// Whether it is complete and only read any more.
-    pub sealed: bool,
-}
-
-impl GenerationState {
-    /// As the store tells it.
-    #[must_use]
-    pub const fn of(generation: &Generation) -> Self {
-        let Generation { number, first, end, waiting, disk_bytes, sealed } = *generation;
-        Self { number, first, end, waiting, disk_bytes, sealed }
-    }
+    pub generations: Vec<Generation>,
 }
 
 /// Numbers that will never arrive.

@@ -15,19 +15,28 @@ use std::{
     },
 };
 
-use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::fs::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use super::disk;
 use crate::metrics::Metrics;
 
 /// Free bytes beside the ballast before it is taken back: what evicting and sealing need at once.
 const SPARE: u64 = 8 * 1024 * 1024;
 /// The reserve, in bytes, at most: some hundred groups of confirmations, and a new generation.
 const RESERVE_SIZE_MAX: u64 = 2 * 1024 * 1024;
-/// Free bytes that a new generation and its states need, with room.
-const NEW_GENERATION: u64 = 256 * 1024;
+/// The least that serves as one: what it gave up does not all come back, since some of it lies in files by then. Half is
+/// still what confirming needs, and not to insist on more lets new records in.
+const RESERVE_PART: u64 = 2;
+/// Free bytes that remain beside the reserve: a new generation, which takes 10 KiB and its states (sled allocates no whole
+/// segment at once), and the commits until it is seen that the room is used up again.
+const BESIDE_RESERVE: u64 = 256 * 1024;
+
+/// The files' names.
+const BALLAST: &str = "ballast";
+const RESERVE: &str = "reserve";
 
 /// How much room the disk has for the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -57,12 +66,31 @@ pub(super) struct Ballast {
     metrics: Metrics,
 }
 
+impl Space {
+    /// What the files say of a store that nobody has open: what was given up is not there.
+    pub fn left_by(root: &Path) -> io::Result<Self> {
+        let held = |name| root.join(name).is_file();
+        root.symlink_metadata()?;
+        Ok(match (held(BALLAST), held(RESERVE)) {
+            (true, _) => Self::Enough,
+            (false, true) => Self::Tight,
+            (false, false) => {
+                if disk::free(root)? < RESERVE_SIZE_MAX / RESERVE_PART + BESIDE_RESERVE {
+                    Self::None
+                } else {
+                    Self::Tight
+                }
+            }
+        })
+    }
+}
+
 impl Ballast {
     pub(super) fn new(root: &Path, size: u64, metrics: &Metrics) -> Self {
         let reserve = (size / 2).min(RESERVE_SIZE_MAX);
         Self {
-            ballast: Kept { path: root.join("ballast"), size: size - reserve },
-            reserve: Kept { path: root.join("reserve"), size: reserve },
+            ballast: Kept { path: root.join(BALLAST), size: size - reserve, least: size - reserve },
+            reserve: Kept { path: root.join(RESERVE), size: reserve, least: reserve / RESERVE_PART },
             turn: Mutex::new(()),
             releases: AtomicU32::new(0),
             used_up: AtomicBool::new(false),
@@ -122,7 +150,7 @@ impl Ballast {
     }
 
     fn take_reserve(&self) -> bool {
-        let held = self.reserve.hold(NEW_GENERATION);
+        let held = self.reserve.hold(BESIDE_RESERVE);
         // Where no room can be kept, that alone holds nobody up.
         self.set_used_up(held.as_ref().is_ok_and(|held| !held));
         said(held)
@@ -134,9 +162,9 @@ impl Ballast {
         }
     }
 
-    /// Whether a new generation can be made.
-    pub(super) fn fits_generation(&self) -> bool {
-        self.reserve.free().is_ok_and(|free| free >= NEW_GENERATION)
+    /// Whether the disk has so much left.
+    pub(super) fn fits(&self, bytes: u64) -> bool {
+        self.reserve.free().is_ok_and(|free| free >= bytes)
     }
 
     /// Takes all the room back, if there is plenty of it; true if it is held.
@@ -182,11 +210,17 @@ fn said(held: io::Result<bool>) -> bool {
 struct Kept {
     path: PathBuf,
     size: u64,
+    /// What is worth keeping where there is no room for all of it.
+    least: u64,
 }
 
 impl Kept {
     fn held(&self) -> bool {
-        self.path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == self.size)
+        self.bytes() >= self.least.max(1)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.path.metadata().map_or(0, |metadata| if metadata.is_file() { metadata.len() } else { 0 })
     }
 
     /// False if it was given up before.
@@ -194,26 +228,32 @@ impl Kept {
         fs::remove_file(&self.path).is_ok()
     }
 
-    /// Takes it if so much remains free; true if it is held.
+    /// Takes it, or the least of it, if so much remains free; true if it is held.
     fn hold(&self, spare: u64) -> io::Result<bool> {
-        if self.held() { Ok(true) } else { self.take(spare) }
+        let bytes = self.bytes();
+        if bytes == self.size {
+            return Ok(true);
+        }
+        let room = bytes + self.free()?.saturating_sub(spare);
+        match [self.size, self.least].into_iter().find(|size| *size <= room) {
+            Some(size) if size > bytes || bytes > self.size => self.take(size),
+            _ => Ok(self.held()),
+        }
     }
 
     /// What the disk has for us.
     fn free(&self) -> io::Result<u64> {
-        let disk = statvfs(self.path.parent().expect("it lies in the outbox"))?;
-        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+        disk::free(self.path.parent().expect("it lies in the outbox"))
     }
 
-    fn take(&self, spare: u64) -> io::Result<bool> {
-        if self.free()? < self.size + spare {
-            return Ok(false);
-        }
+    fn take(&self, size: u64) -> io::Result<bool> {
         if self.path.is_dir() {
             fs::remove_dir_all(&self.path)?;
         }
-        let taken = File::create(&self.path).and_then(|file| {
-            fallocate(&file, FallocateFlags::empty(), 0, self.size)?;
+        // What is held of it already is kept: others would be quicker to take it.
+        let taken = File::options().create(true).truncate(false).write(true).open(&self.path).and_then(|file| {
+            fallocate(&file, FallocateFlags::empty(), 0, size)?;
+            file.set_len(size)?;
             file.sync_all()
         });
         if taken.is_err() {
@@ -263,6 +303,31 @@ mod tests {
         assert!(ballast.hold() && !ballast.is_used_up());
         let nowhere = Ballast::new(&dir.path().join("gone"), 1024 * 1024, &Metrics::new());
         assert!(!nowhere.hold() && !nowhere.is_used_up());
+    }
+
+    #[test]
+    fn half_a_reserve_will_do_and_grows_when_there_is_room() {
+        let dir = tempfile::tempdir().expect("folder");
+        let kept = |size, least| Kept { path: dir.path().join("kept"), size, least };
+        let plenty = u64::MAX / 2;
+        assert!(!kept(plenty, plenty).hold(0).expect("asks"));
+        assert!(kept(plenty, 64 << 10).hold(0).expect("takes the least"));
+        assert_eq!(kept(plenty, 64 << 10).bytes(), 64 << 10);
+        assert!(kept(128 << 10, 64 << 10).hold(plenty).expect("asks"), "what is held stays held");
+        assert!(kept(128 << 10, 64 << 10).hold(0).expect("takes all"));
+        assert_eq!(kept(128 << 10, 64 << 10).bytes(), 128 << 10);
+    }
+
+    #[test]
+    fn what_lies_there_says_how_much_room_there_was() {
+        let dir = tempfile::tempdir().expect("folder");
+        let said = || Space::left_by(dir.path()).expect("reads");
+        assert_ne!(said(), Space::Enough);
+        for (name, space) in [(RESERVE, Space::Tight), (BALLAST, Space::Enough)] {
+            fs::write(dir.path().join(name), "x").expect("writes");
+            assert_eq!(said(), space);
+        }
+        assert!(Space::left_by(&dir.path().join("gone")).is_err());
     }
 
     #[test]

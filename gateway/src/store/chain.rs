@@ -177,8 +177,8 @@ impl Chain {
             staged_size: 0,
             joining: (0, 0, None),
             parts,
+            settled_saved: found.settled.runs().collect(),
             settled: found.settled,
-            settled_saved: Vec::new(),
             missing: RangeInclusiveSet::new(),
             oldest: None,
             readers: Readers::default(),
@@ -196,6 +196,7 @@ impl Chain {
                 chain.put(Put::epoch(epoch));
             }
             empty.iter().for_each(|epoch| chain.put(Put::no_epoch(&epoch.epoch)));
+            chain.put(Put::word(word::SETTLED, &chain.settled_saved));
         }
         if found.damage.is_some() || chain.parts.iter().any(|part| part.has_holes) {
             chain.survey()?;
@@ -320,7 +321,7 @@ impl Chain {
     pub(super) fn commit(&mut self) -> Result<(), StoreError> {
         let replaced = std::mem::take(&mut self.replaced);
         self.confirm(&replaced);
-        let drained = self.stage_settled();
+        let drained = self.stage_settled(&replaced);
         if self.puts.is_empty() && self.joining.0 == 0 {
             return Ok(());
         }
@@ -366,8 +367,8 @@ impl Chain {
     }
 
     /// Stages what is settled, if that changed, and takes leave of what it makes needless; returns drained generations.
-    fn stage_settled(&mut self) -> Vec<u64> {
-        let ranges = self.settled.saved();
+    fn stage_settled(&mut self, replaced: &[u64]) -> Vec<u64> {
+        let ranges = self.settled.saved(&self.settled_saved, replaced);
         let covered = |first: u64, end: u64| ranges.iter().any(|(from, to)| *from <= first && end <= to + 1);
         let (_, sealed) = self.parts.split_last().expect("one is open");
         let drained: Vec<u64> =

@@ -5,13 +5,14 @@ use std::{
     collections::VecDeque,
     fs::File,
     sync::{
-        Arc, OnceLock,
+        Arc, OnceLock, Weak,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     time::Duration,
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tracing::warn;
 
 use super::{Generation, Lost, StoreError, Stored, ballast::Ballast, chain::Chain, layout::Write};
 use crate::{
@@ -38,6 +39,8 @@ const CONFIRMS_MAX: usize = 256;
 
 /// How often a chain without room tries again.
 const FULL_PAUSE_MS: u64 = 1_000;
+/// How often it sees meanwhile whether anybody still waits for that.
+const LOOK_WHETHER_LEFT_EVERY_MS: u64 = 100;
 /// How often it is seen whether the disk has room again.
 const LOOK_FOR_ROOM_EVERY_MS: u64 = 10_000;
 
@@ -67,6 +70,8 @@ pub(super) struct Handle {
     room: Arc<Semaphore>,
     room_for_records: Arc<Semaphore>,
     failure: Arc<OnceLock<StoreError>>,
+    /// Counts the handles.
+    _alive: Arc<()>,
 }
 
 impl Handle {
@@ -99,6 +104,7 @@ impl Handle {
 pub(super) struct Committer {
     jobs: Receiver<(Job, OwnedSemaphorePermit)>,
     failure: Arc<OnceLock<StoreError>>,
+    handles: Weak<()>,
     clock: Clock,
     /// How long the first job of a group waits for others.
     gather: Duration,
@@ -127,16 +133,20 @@ impl Committer {
     pub(super) fn new(chain: Chain, gather: Duration, lock: Arc<File>, ballast: Arc<Ballast>) -> (Handle, Self) {
         let (sender, jobs) = channel();
         let failure = Arc::<OnceLock<StoreError>>::default();
+        let alive = Arc::new(());
+        let handles = Arc::downgrade(&alive);
         let handle = Handle {
             chain: chain.name(),
             jobs: sender,
             room: Arc::new(Semaphore::new(QUEUE_KIB as usize)),
             room_for_records: Arc::new(Semaphore::new(QUEUE_KIB as usize)),
             failure: failure.clone(),
+            _alive: alive,
         };
         let committer = Self {
             jobs,
             failure,
+            handles,
             clock: Clock::system(),
             gather,
             group: Vec::new(),
@@ -155,7 +165,15 @@ impl Committer {
 
     /// Serves until every handle is gone, then writes what is left. An error is the end of the chain.
     pub(super) fn run(mut self) -> TaskResult {
-        let result = self.serve();
+        let result = match self.serve() {
+            // Only when nobody is left who could wait for room. What is not written was promised to nobody; what was
+            // delivered is delivered again.
+            Err(StoreError::Full { chain }) if self.is_left() => {
+                warn!(chain, "stopped without room: what waited for it is not stored");
+                Ok(())
+            }
+            served => served,
+        };
         if let Err(error) = &result {
             // Before the waiting are dropped with us: they ask for it.
             let _ = self.failure.set(error.clone());
@@ -211,12 +229,15 @@ impl Committer {
     fn let_go(&mut self) -> Result<(), StoreError> {
         if !self.held_back.is_empty() && self.ballast.is_used_up() {
             self.ballast.hold_reserve();
-            if self.ballast.is_used_up() && self.chain.is_delivered() && self.ballast.fits_generation() {
-                // What was delivered takes its room along.
-                self.take(Job::Rotate(Box::new(|| {})))?;
-                self.write()?;
-                self.ballast.hold_reserve();
-            }
+        }
+        // What was delivered takes its room along, also where the other chain waits for that.
+        if self.ballast.is_used_up()
+            && self.chain.is_delivered()
+            && self.ballast.fits(self.chain.new_generation_size()?)
+        {
+            self.take(Job::Rotate(Box::new(|| {})))?;
+            self.write()?;
+            self.ballast.hold_reserve();
         }
         while !self.ballast.is_used_up() && !self.full() {
             let Some((job, _room)) = self.held_back.pop_front() else { break };
@@ -321,12 +342,13 @@ impl Committer {
             let released = self.ballast.release(self.releases);
             self.releases = self.ballast.releases();
             if !released {
-                // The last handle is gone: the daemon ends.
-                if Arc::strong_count(&self.failure) == 1 {
-                    return Err(error);
-                }
                 self.ballast.set_waiting(chain, true);
-                std::thread::sleep(Duration::from_millis(FULL_PAUSE_MS));
+                for _ in 0..FULL_PAUSE_MS / LOOK_WHETHER_LEFT_EVERY_MS {
+                    if self.is_left() {
+                        return Err(error);
+                    }
+                    std::thread::sleep(Duration::from_millis(LOOK_WHETHER_LEFT_EVERY_MS));
+                }
             }
             match self.chain.reopen(&self.group) {
                 Ok(()) => {
@@ -341,6 +363,11 @@ impl Committer {
             }
         }
         Err(error)
+    }
+
+    /// Whether the last handle is gone: the daemon ends.
+    fn is_left(&self) -> bool {
+        self.handles.strong_count() == 0
     }
 
     fn look_for_room(&mut self) {

@@ -7,13 +7,13 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io,
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use super::{
-    Generation, Stored,
+    Generation, Stored, disk,
     durable::DATA,
     envelope::{Envelope, Kind},
     layout::{EpochMeta, FORMAT, MadeMeta, NextMeta, SealedMeta, States, chain_of, word},
@@ -61,7 +61,7 @@ pub fn folder(path: &Path) -> io::Result<Folder> {
     let mut folder = Folder::default();
     for entry in fs::read_dir(path)? {
         let entry = entry?;
-        let bytes = disk_bytes(&entry.path());
+        let bytes = disk::allocated(&entry.path()).unwrap_or(0);
         folder.disk_bytes += bytes;
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with("bad-") {
@@ -70,13 +70,6 @@ pub fn folder(path: &Path) -> io::Result<Folder> {
     }
     folder.aside.sort();
     Ok(folder)
-}
-
-/// What a file takes on the disk, or a folder with the files in it; nothing if it has just gone.
-fn disk_bytes(path: &Path) -> u64 {
-    let of = |path: &Path| path.symlink_metadata().map_or(0, |metadata| metadata.blocks() * 512);
-    let files: u64 = fs::read_dir(path).map_or(0, |files| files.flatten().map(|file| of(&file.path())).sum());
-    of(path) + files
 }
 
 /// What a store holds.
@@ -275,7 +268,7 @@ impl Inspection {
                 first: part.first,
                 end: part.end,
                 waiting: records,
-                disk_bytes: disk_bytes(folder),
+                disk_bytes: disk::allocated(folder).unwrap_or(0),
                 sealed: part.commits.is_none(),
             });
             for (lane, reason, count) in index.lost {

@@ -12,13 +12,14 @@
 //! is not is [`Lost`] and to be declared, and where numbers may be missing a new epoch begins. Limits: a stored value has
 //! at most [`RECORD_SIZE_MAX`] bytes; one process at a time.
 //!
-//! Reading order: `settled`, `envelope`, `layout`, `mark` (pure: what lies on the disk), `place`, `ballast`, `durable` (sled,
-//! made safe), `raw` and `sealed` (bytes without sled), `guard` (what is there), `chain` (one lane), `committer` (its
-//! thread), `open` (both chains, epochs), `inspect` (a look from outside), `memory` (what stands in).
+//! Reading order: `settled`, `envelope`, `layout`, `mark` (pure: what lies on the disk), `disk`, `place`, `ballast`,
+//! `durable` (sled, made safe), `raw` and `sealed` (bytes without sled), `guard` (what is there), `chain` (one lane),
+//! `committer` (its thread), `open` (both chains, epochs), `inspect` (a look from outside), `memory` (what stands in).
 
 mod ballast;
 mod chain;
 mod committer;
+pub mod disk;
 mod durable;
 pub mod envelope;
 mod guard;
@@ -121,11 +122,16 @@ impl Unproven {
     /// Whether a record's number is in doubt.
     #[must_use]
     pub fn covers(&self, record: &Record) -> bool {
-        let from = match record.lane {
+        record.epoch == self.epoch && record.sequence >= self.from_in(record.lane)
+    }
+
+    /// The first number of a lane that is in doubt.
+    #[must_use]
+    pub const fn from_in(&self, lane: Lane) -> u64 {
+        match lane {
             Lane::Alarm => self.from.a,
             Lane::Telemetry => self.from.t,
-        };
-        record.epoch == self.epoch && record.sequence >= from
+        }
     }
 }
 
@@ -219,7 +225,7 @@ pub struct Head {
 }
 
 /// One generation of a lane.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Generation {
     /// Its number: in the name of its folder.
     pub number: u64,

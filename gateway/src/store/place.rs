@@ -10,7 +10,7 @@ use std::{
 
 use tracing::{error, warn};
 
-use super::durable::DATA;
+use super::{disk, durable::DATA};
 
 /// Damaged folders of a chain that are kept for people to look at; the oldest go first.
 const ASIDE_MAX: usize = 2;
@@ -155,9 +155,7 @@ impl Place {
 
     /// Bytes a generation takes on the disk.
     pub(super) fn disk_bytes(&self, number: u64) -> u64 {
-        use std::os::unix::fs::MetadataExt;
-        let files = files(&self.folder(number)).unwrap_or_default();
-        files.iter().filter_map(|file| file.metadata().ok()).map(|metadata| metadata.blocks() * 512).sum()
+        disk::allocated(&self.folder(number)).unwrap_or(0)
     }
 }
 

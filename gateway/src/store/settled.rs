@@ -4,11 +4,16 @@
 //! confirmations come back in any order. Both are one set of ranges, of which the first begins at 0 (no record lies
 //! there) and ends at the watermark. What is neither settled nor present was lost.
 
+use std::collections::BTreeSet;
+
 use rangemap::RangeInclusiveSet;
 
 /// Ranges written at most: 64 pairs of 20 digits stay below 4 KiB. Confirmations beyond wait in memory for those below;
 /// after a crash their records are delivered once more.
 pub(super) const RANGES_MAX: usize = 64;
+/// The same with those that must not be forgotten, of which there is mostly one in all: records numbered anew are
+/// neighbours. 88 pairs of 20 digits still fit a line.
+const RANGES_WITH_REPLACED_MAX: usize = 88;
 
 /// The settled positions of a lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,16 +62,24 @@ impl Settled {
         self.0.iter().map(|run| (*run.start(), *run.end()))
     }
 
-    /// What is to be written: at most [`RANGES_MAX`] ranges, the lowest.
-    pub(super) fn saved(&self) -> Vec<(u64, u64)> {
-        self.runs().take(RANGES_MAX).collect()
+    /// What is to be written: what was written `before`, for that was promised to stay; the ranges of the `replaced`, whose
+    /// records have other numbers by now and must not come back under the old ones; and while there is room, the lowest.
+    pub(super) fn saved(&self, before: &[(u64, u64)], replaced: &[u64]) -> Vec<(u64, u64)> {
+        let kept = before.iter().map(|(first, _)| first).chain(replaced);
+        let kept = kept.filter_map(|position| self.0.get(position)).map(|run| (*run.start(), *run.end()));
+        let mut saved: BTreeSet<(u64, u64)> = kept.collect();
+        for run in self.runs() {
+            if saved.len() >= RANGES_MAX {
+                break;
+            }
+            saved.insert(run);
+        }
+        saved.into_iter().take(RANGES_WITH_REPLACED_MAX).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -79,7 +92,7 @@ mod tests {
             settled.insert_all(first, last);
         }
         assert_eq!((settled.run_from(1), settled.run_from(3), settled.run_from(4)), (2, 2, 5));
-        assert_eq!(settled.saved(), [(0, 2), (4, 5)]);
+        assert_eq!(settled.saved(&[], &[]), [(0, 2), (4, 5)]);
         assert_eq!(settled.gaps(1, 7).collect::<Vec<_>>(), [(3, 3), (6, 7)]);
         assert_eq!(settled.gaps(7, 6).collect::<Vec<_>>(), []);
     }
@@ -107,8 +120,15 @@ mod tests {
             }
             let gaps: BTreeSet<u64> = settled.gaps(1, 310).flat_map(|(first, last)| first..=last).collect();
             prop_assert!((1..=310).all(|p| gaps.contains(&p) != model.contains(&p)));
-            let saved = settled.saved();
-            prop_assert!(saved.len() <= RANGES_MAX);
+            let before = settled.saved(&[], &[]);
+            prop_assert!(before.len() <= RANGES_MAX);
+            settled.insert_all(1, 5);
+            settled.insert_all(400, 409);
+            model.extend((1..=5).chain(400..=409));
+            let saved = settled.saved(&before, &[402]);
+            prop_assert!(saved.len() <= RANGES_MAX + 1 && saved.is_sorted_by(|a, b| a.1 < b.0));
+            let covers = |first, last| saved.iter().any(|(from, to)| *from <= first && last <= *to);
+            prop_assert!(before.iter().all(|(first, last)| covers(*first, *last)) && covers(400, 409));
             prop_assert!(saved.iter().all(|(first, last)| (*first..=*last).all(|p| model.contains(&p))));
         }
     }

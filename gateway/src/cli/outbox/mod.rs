@@ -33,9 +33,10 @@ use crate::{
     record::Lane,
     status::{
         LaneState, age_s,
-        outbox::{Aside, GenerationState, Lost, LostOver, Outbox, OutboxLane, Unreadable},
+        outbox::{Aside, Lost, LostOver, Outbox, OutboxLane, Unreadable},
     },
     store::{
+        Space,
         envelope::Kind,
         inspect::{self, Inspection, LookError},
     },
@@ -346,7 +347,7 @@ fn on_disk(config: &Config, clock: &Clock, language: Language) -> Result<Outbox,
             bytes: of.bytes,
             oldest_age_s: of.oldest.as_ref().and_then(|(boot, at)| age_s(clock, boot, *at, clock.now())),
         };
-        (of.lane, OutboxLane { state, generations: of.generations.iter().map(GenerationState::of).collect() })
+        (of.lane, OutboxLane { state, generations: of.generations.clone() })
     });
     Ok(Outbox {
         gateway: config.gateway.id.clone(),
@@ -354,6 +355,9 @@ fn on_disk(config: &Config, clock: &Clock, language: Language) -> Result<Outbox,
         disk_bytes: inspection.folder.disk_bytes,
         quota_bytes: Some(config.outbox.max_size),
         full_in_s: None,
+        space: Space::left_by(&config.outbox.path).ok(),
+        full_since: None,
+        unusable: None,
         lanes: lanes.collect(),
         lost: inspection.lost.into_iter().map(|(lane, reason, count)| Lost { lane, reason, count }).collect(),
         lost_over: LostOver::Disk,

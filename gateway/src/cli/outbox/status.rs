@@ -7,7 +7,8 @@ use crate::{
     cli::page::{Page, plain, table},
     config::Language,
     record::{Lane, LossReason},
-    status::outbox::{GenerationState, LostOver, Outbox, OutboxLane},
+    status::outbox::{LostOver, Outbox, OutboxLane},
+    store::{Generation, Space},
 };
 
 /// Cells of the bar.
@@ -44,14 +45,13 @@ impl Page {
         let full = outbox.quota_bytes.is_some_and(|quota| outbox.disk_bytes >= quota);
         let soon = outbox.full_in_s.filter(|full_in_s| *full_in_s < SOON_S && !full);
         let mut verdicts = Vec::new();
-        let mut say = |applies: bool, key: &str| {
-            if applies {
-                verdicts.push(self.say(key, &[]));
-            }
-        };
-        say(!outbox.unreadable.is_empty(), "outbox-verdict-unreadable");
-        say(!outbox.aside.is_empty(), "outbox-verdict-aside");
-        say(full, "outbox-verdict-full");
+        let say = |applies: bool, key: &str| applies.then(|| self.say(key, &[]));
+        let unusable = |reason: &String| self.say("status-disk-unusable", &[("reason", plain(reason).into())]);
+        verdicts.extend(outbox.unusable.as_ref().map(unusable));
+        verdicts.extend(say(!outbox.unreadable.is_empty(), "outbox-verdict-unreadable"));
+        verdicts.extend(say(!outbox.aside.is_empty(), "outbox-verdict-aside"));
+        verdicts.extend(self.room(outbox));
+        verdicts.extend(say(full, "outbox-verdict-full"));
         verdicts.extend(soon.map(|s| self.say("outbox-verdict-soon", &[("duration", self.duration(s).into())])));
         verdicts.push(match (waiting, seen) {
             (0, _) if outbox.unreadable.is_empty() => self.say("outbox-verdict-delivered", &[]),
@@ -60,6 +60,18 @@ impl Page {
             (_, Seen::Daemon { .. }) => self.say("outbox-verdict-waiting", &count),
         });
         verdicts
+    }
+
+    /// What a full disk means, since when, and what to do.
+    fn room(self, outbox: &Outbox) -> Option<String> {
+        let key = match outbox.space? {
+            Space::Enough => return None,
+            Space::Tight => "outbox-verdict-tight",
+            Space::None => "outbox-verdict-no-room",
+        };
+        let since = outbox.full_since.as_deref();
+        let since = since.map(|time| self.say("outbox-verdict-since", &[("time", plain(time).into())]));
+        Some(self.say(key, &[("since", since.unwrap_or_default().into())]))
     }
 
     fn space(self, outbox: &Outbox) -> String {
@@ -116,7 +128,7 @@ impl Page {
         table(out, &of.generations.iter().map(|generation| self.generation(lane, generation)).collect::<Vec<_>>());
     }
 
-    fn generation(self, lane: Lane, of: &GenerationState) -> Vec<String> {
+    fn generation(self, lane: Lane, of: &Generation) -> Vec<String> {
         let chain = match lane {
             Lane::Alarm => "alarm",
             Lane::Telemetry => "telemetry",
@@ -173,7 +185,7 @@ mod tests {
         text,
     };
 
-    fn lane(records: u64, generations: Vec<GenerationState>) -> OutboxLane {
+    fn lane(records: u64, generations: Vec<Generation>) -> OutboxLane {
         let epoch = Epoch::parse("0123456789abcdef").expect("epoch");
         let oldest_age_s = (records > 0).then_some(3 * 3_600 + 720);
         let state = LaneState { epoch, next: 4211, settled: 4090, records, bytes: 410 * records, oldest_age_s };
@@ -183,7 +195,7 @@ mod tests {
     fn backlog() -> Outbox {
         let generation = |number, first, end, waiting, sealed| {
             let disk_bytes = if sealed { 17_825_792 } else { 1_258_292 };
-            GenerationState { number, first, end, waiting, disk_bytes, sealed }
+            Generation { number, first, end, waiting, disk_bytes, sealed }
         };
         let alarms = lane(120, vec![generation(3, 4020, 4211, 120, false)]);
         let telemetry = lane(
@@ -196,6 +208,9 @@ mod tests {
             disk_bytes: 110_100_480,
             quota_bytes: Some(268_435_456),
             full_in_s: Some(9 * 3_600),
+            space: Some(Space::Enough),
+            full_since: None,
+            unusable: None,
             lanes: BTreeMap::from([(Lane::Alarm, alarms), (Lane::Telemetry, telemetry)]),
             lost: vec![Lost { lane: Lane::Telemetry, reason: LossReason::Quota, count: 40_000 }],
             lost_over: LostOver::Run,
@@ -283,6 +298,22 @@ Rescue what is in them, then remove the folder:
             (one(), silent, "process 4711 holds the outbox but does not answer"),
             (Outbox { disk_bytes: 268_435_456, ..calm() }, daemon(), "  Verdict         FULL: "),
             (Outbox { unreadable: broken, ..calm() }, Seen::Stopped, "\n  alarm-2  no [2J permission\n"),
+            (
+                Outbox { unusable: Some("/card: Read-only file system".into()), ..calm() },
+                daemon(),
+                "  Verdict         THE OUTBOX CANNOT BE USED, RECORDS ARE IN MEMORY ONLY: /card: Read-only file system\n",
+            ),
+            (
+                Outbox { space: Some(Space::Tight), full_since: Some("2026-11-21T12:04:31.220Z".into()), ..calm() },
+                daemon(),
+                "  Verdict         THE DISK IS FULL since 2026-11-21T12:04:31.220Z: the outbox lives on the room",
+            ),
+            (
+                Outbox { space: Some(Space::None), ..calm() },
+                Seen::Stopped,
+                "  Verdict         THE DISK IS FULL, NOTHING CAN BE RECORDED: remove what does not belong there",
+            ),
+            (Outbox { space: None, ..calm() }, Seen::Stopped, "  Verdict         everything was delivered\n  Space"),
             (Outbox { quota_bytes: None, ..calm() }, daemon(), "  Space           105.0 MiB\n"),
             (calm(), daemon(), "  Lost            nothing since the daemon started\n"),
             (Outbox { lost_over: LostOver::Disk, ..calm() }, daemon(), "nothing as far as what is on the disk tells"),

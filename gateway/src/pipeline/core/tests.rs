@@ -197,8 +197,15 @@ fn what_is_given_up_is_declared_in_records_that_fit_the_store() {
     let (mut core, _) = core(None);
     let ranges: Vec<(u64, u64)> = (0..170).map(|i| u64::MAX - 1_000 + 3 * i).map(|n| (n, n + 1)).collect();
     let (lane, reason, certain) = (Lane::Telemetry, LossReason::Quota, Certainty::Bounded);
-    let lost =
-        Input::Lost { lane, epoch: epoch('z'), ranges: ranges.clone(), reason, certain, durable: oneshot::channel().0 };
+    let lost = Input::Lost {
+        lane,
+        epoch: epoch('z'),
+        ranges: ranges.clone(),
+        reason,
+        certain,
+        present: epoch('a'),
+        durable: oneshot::channel().0,
+    };
     let step = core.apply(vec![lost], at(1));
     assert_eq!(step.after_commit.len(), 1);
     let mut declared: Vec<(u64, u64)> = Vec::new();
@@ -226,7 +233,10 @@ fn a_summary_gets_a_number_of_now_and_keeps_its_own_times() {
     let replaces = Some(crate::record::Replaces { epoch: epoch('z'), ranges: vec![(1, 9)] });
     let batch = crate::record::Batch { device: Segment::parse("meter").expect("a name"), readings, replaces };
     let summary = Summarised { boot: BootId::new("earlier"), recorded: at(5), batch: batch.clone() };
-    let step = core.apply(vec![Input::Summaries { summaries: vec![summary], durable: oneshot::channel().0 }], at(9));
+    let step = core.apply(
+        vec![Input::Summaries { summaries: vec![summary], present: epoch('a'), durable: oneshot::channel().0 }],
+        at(9),
+    );
     assert_eq!((said(&step).as_slice(), step.after_telemetry.len()), (&["t-3 0 readings".to_owned()][..], 1));
     let record = &step.telemetry[0];
     assert_eq!((&record.epoch, &record.boot, record.recorded), (&epoch('a'), &BootId::new("earlier"), at(5)));

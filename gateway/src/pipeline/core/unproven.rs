@@ -4,15 +4,19 @@
 //! with it. When they contradict, the store is a copy of an earlier one, and what was recorded under numbers in doubt gets
 //! numbers of the epoch that begins. Records before them keep theirs: their content is what the center has seen, or will.
 //!
+//! What is said of numbers in doubt is said anew as well. A loss under them never had a number that the center could know:
+//! only its count is declared, without a range.
+//!
 //! A record and the note that the old one is settled are one write, so that neither is lost and none goes out twice. The
 //! numbering stays unproven until the last one is done: after a crash the search begins anew and finds what is left.
 
-use super::{Core, Step};
+use super::{Core, Loss, Step, count};
 use crate::{
     alarm::Told,
     clock::Now,
-    record::{Body, Epoch, Lane, LastKnown, StartReason, StreamEvent},
-    store::{Commit, Next, Started, Stored},
+    pipeline::Certainty,
+    record::{Body, Epoch, Lane, LastKnown, LossReason, StartReason, StreamEvent},
+    store::{Commit, Lost, Next, Started, Stored},
 };
 
 impl Core {
@@ -59,7 +63,13 @@ impl Core {
                 Body::Stream(_) | Body::Command(_) | Body::Telemetry(_) => None,
             };
             let before = (record.epoch, record.sequence);
-            let told = self.record_of(&mut step, record.body, (record.boot, record.recorded));
+            let [said, more_said] = self.said_anew(record.body);
+            let origin = (record.boot, record.recorded);
+            if let Some(more_said) = more_said {
+                self.record_of(&mut step, more_said, origin.clone());
+            }
+            let Some(said) = said else { continue };
+            let told = self.record_of(&mut step, said, origin);
             if let Some(alarm) = alarm
                 && self.engine.alarm(&alarm).and_then(|state| state.told.as_ref()).is_some_and(|of| is(of, &before))
             {
@@ -72,6 +82,59 @@ impl Core {
         renumbered.telemetry = step.telemetry;
         renumbered.commit = step.commit;
         (renumbered, more)
+    }
+
+    /// What a record says without numbers in doubt: those of a former epoch name nothing of ours any more.
+    fn said_anew(&self, body: Body) -> [Option<Body>; 2] {
+        match body {
+            Body::Stream(StreamEvent::Lost { epoch, lane, ranges, count: all, reason, certain, refused })
+                if self.is_in_doubt(&epoch) =>
+            {
+                let known = self.without_doubt(&epoch, lane, &ranges);
+                let known_count = count(&known);
+                let lost = |epoch, ranges, count| {
+                    let refused = refused.clone();
+                    Body::Stream(StreamEvent::Lost { epoch, lane, ranges, count, reason, certain, refused })
+                };
+                let unnumbered = all.saturating_sub(known_count);
+                let known = (known_count > 0).then(|| lost(epoch, known, known_count));
+                [known, (unnumbered > 0).then(|| lost(self.epoch.clone(), Vec::new(), unnumbered))]
+            }
+            Body::Telemetry(mut batch) => {
+                if let Some(of) = batch.replaces.as_mut().filter(|of| self.is_in_doubt(&of.epoch)) {
+                    of.ranges = self.without_doubt(&of.epoch, Lane::Telemetry, &of.ranges);
+                }
+                [Some(Body::Telemetry(batch)), None]
+            }
+            body => [Some(body), None],
+        }
+    }
+
+    /// Whether numbers of a former epoch are in doubt.
+    pub(in crate::pipeline) fn is_in_doubt(&self, epoch: &Epoch) -> bool {
+        *epoch != self.epoch && self.unproven.iter().any(|of| of.epoch == *epoch)
+    }
+
+    /// What of these runs was never in doubt.
+    fn without_doubt(&self, epoch: &Epoch, lane: Lane, ranges: &[(u64, u64)]) -> Vec<(u64, u64)> {
+        let from = self.unproven.iter().find(|of| of.epoch == *epoch).map_or(u64::MAX, |of| of.from_in(lane));
+        ranges.iter().filter(|(first, _)| *first < from).map(|(first, last)| (*first, (*last).min(from - 1))).collect()
+    }
+
+    /// Declares what the store lost of an epoch in doubt; with the positions that are then to be settled.
+    pub(in crate::pipeline) fn lost_in_doubt(&mut self, lost: Lost, now: Now) -> (Step, Vec<(u64, u64)>) {
+        let Lost { lane, epoch, ranges, positions, certain } = lost;
+        let (reason, mut step) = (LossReason::Damaged, Step::default());
+        let known = self.without_doubt(&epoch, lane, &ranges);
+        let unnumbered = count(&ranges) - count(&known);
+        let certainty = if certain { Certainty::Known } else { Certainty::Bounded };
+        self.lost(&mut step, Loss { lane, epoch: &epoch, ranges: &known, reason, certain: certainty }, now);
+        if unnumbered > 0 {
+            let (epoch, ranges, count, refused) = (self.epoch.clone(), Vec::new(), unnumbered, None);
+            let lost = StreamEvent::Lost { epoch, lane, ranges, count, reason, certain, refused };
+            self.record(&mut step, Body::Stream(lost), now);
+        }
+        (step, positions)
     }
 
     /// Nothing of a former epoch waits under a number in doubt any more.
@@ -120,6 +183,8 @@ impl Search {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::oneshot;
+
     use super::super::tests::{at, core, door, epoch, point, said};
     use super::*;
     use crate::{
@@ -127,7 +192,7 @@ mod tests {
         clock::BootId,
         pipeline::Input,
         reading::{Quality, Segment},
-        record::{Batch, Record, Sample},
+        record::{Batch, Record, Replaces, Sample},
         store::Unproven,
     };
 
@@ -141,7 +206,7 @@ mod tests {
     }
 
     fn rolled_back(a: u64, t: u64) -> Input {
-        Input::RolledBack { known: LastKnown { a, t }, epoch: epoch('b'), durable: tokio::sync::oneshot::channel().0 }
+        Input::RolledBack { known: LastKnown { a, t }, epoch: epoch('b'), durable: oneshot::channel().0 }
     }
 
     fn opened(step: &Step) -> (Option<Epoch>, Option<LastKnown>) {
@@ -233,6 +298,102 @@ mod tests {
         assert!(!core.renumber(vec![]).1, "an empty page is the end of a lane");
     }
 
+    fn lost(of: char, lane: Lane, ranges: &[(u64, u64)]) -> StreamEvent {
+        StreamEvent::Lost {
+            epoch: epoch(of),
+            lane,
+            ranges: ranges.to_vec(),
+            count: count(ranges),
+            reason: LossReason::Quota,
+            certain: true,
+            refused: None,
+        }
+    }
+
+    fn declared(of: char, present: char, lane: Lane, ranges: &[(u64, u64)]) -> (Input, oneshot::Receiver<()>) {
+        let (durable, done) = oneshot::channel();
+        let (epoch, ranges, present) = (epoch(of), ranges.to_vec(), epoch(present));
+        let (reason, certain) = (LossReason::Quota, Certainty::Known);
+        (Input::Lost { lane, epoch, ranges, reason, certain, present, durable }, done)
+    }
+
+    #[test]
+    fn a_loss_declared_under_numbers_in_doubt_names_none_of_them_in_the_end() {
+        let unnumbered = |lane, count| match lost('b', lane, &[]) {
+            StreamEvent::Lost { epoch, lane, ranges, reason, certain, refused, .. } => {
+                StreamEvent::Lost { epoch, lane, ranges, count, reason, certain, refused }
+            }
+            other => panic!("{other:?}"),
+        };
+        let (a, t) = (Lane::Alarm, Lane::Telemetry);
+        for (of, lane, ranges, said) in [
+            ('a', t, vec![(1, 2)], vec![lost('a', t, &[(1, 2)])]),
+            ('a', t, vec![(3, 9)], vec![unnumbered(t, 7)]),
+            ('a', t, vec![(1, 1), (2, 5), (8, 9)], vec![unnumbered(t, 5), lost('a', t, &[(1, 1), (2, 2)])]),
+            ('a', a, vec![(3, 6)], vec![lost('a', a, &[(3, 6)])]),
+            ('z', t, vec![(3, 9)], vec![lost('z', t, &[(3, 9)])]), // never in doubt
+        ] {
+            let (mut core, _) = core(None);
+            core.unproven = in_doubt('a', 7, 3);
+            let step = core.apply(vec![declared(of, 'a', lane, &ranges).0], at(1));
+            core.apply(vec![rolled_back(90, 90)], at(2));
+            let (page, _) = core.renumber(stored(&step.commit.records));
+            let bodies: Vec<_> = page.commit.records.iter().map(|record| record.body.clone()).collect();
+            assert_eq!(bodies, said.into_iter().map(Body::Stream).collect::<Vec<_>>(), "{of} {ranges:?}");
+            assert_eq!(page.replaced, [100]);
+        }
+    }
+
+    #[test]
+    fn what_was_looked_at_in_a_former_epoch_is_not_declared() {
+        let (mut core, _) = core(None);
+        core.unproven = in_doubt('a', 7, 3);
+        core.apply(vec![rolled_back(90, 90)], at(1));
+        let (outdated, mut done) = declared('a', 'a', Lane::Telemetry, &[(3, 9)]);
+        let step = core.apply(vec![outdated], at(2));
+        assert!(step.commit.records.is_empty() && step.after_commit.is_empty());
+        assert_eq!(done.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+    }
+
+    #[test]
+    fn a_summary_of_records_in_doubt_keeps_no_number_of_theirs() {
+        let (mut core, _) = core(None);
+        core.unproven = in_doubt('a', 7, 3);
+        core.apply(vec![rolled_back(90, 90)], at(1));
+        let replaces = Some(Replaces { epoch: epoch('a'), ranges: vec![(1, 4), (6, 8)] });
+        let batch = Batch { device: Segment::parse("meter").expect("a name"), readings: vec![], replaces };
+        let record = Record {
+            lane: Lane::Telemetry,
+            epoch: epoch('a'),
+            sequence: 9,
+            boot: BootId::new("earlier"),
+            recorded: at(1),
+            body: Body::Telemetry(batch),
+        };
+        let (page, _) = core.renumber(stored(&[record]));
+        let Body::Telemetry(batch) = &page.telemetry[0].body else { panic!("lane t") };
+        assert_eq!(batch.replaces.as_ref().map(|of| of.ranges.clone()), Some(vec![(1, 2)]));
+    }
+
+    #[test]
+    fn damage_under_numbers_in_doubt_is_counted_and_not_numbered() {
+        let (mut core, _) = core(None);
+        core.unproven = in_doubt('a', 7, 3);
+        assert!(!core.is_in_doubt(&epoch('a')), "the present one may yet be proven");
+        core.apply(vec![rolled_back(90, 90)], at(1));
+        assert!(core.is_in_doubt(&epoch('a')) && !core.is_in_doubt(&epoch('z')));
+        let (ranges, positions) = (vec![(2, 4), (9, 9)], vec![(2, 4), (9, 9)]);
+        let damaged =
+            Lost { lane: Lane::Telemetry, epoch: epoch('a'), ranges, positions: positions.clone(), certain: true };
+        let (step, settled) = core.lost_in_doubt(damaged, at(2));
+        assert_eq!((said(&step), settled), (vec!["a-2 lost [(2, 2)]".into(), "a-3 lost []".into()], positions));
+        let counts = step.commit.records.iter().map(|record| match &record.body {
+            Body::Stream(StreamEvent::Lost { count, .. }) => *count,
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(counts.collect::<Vec<_>>(), [1, 3]);
+    }
+
     #[test]
     fn a_state_that_a_newer_record_tells_keeps_it() {
         let (mut core, _) = core(None);
@@ -252,7 +413,7 @@ mod tests {
         let (mut core, _) = core(None);
         core.unproven = in_doubt('a', 7, 3);
         assert!(!core.must_renumber(), "not before something contradicts");
-        let step = core.apply(vec![Input::Proven { durable: tokio::sync::oneshot::channel().0 }], at(1));
+        let step = core.apply(vec![Input::Proven { durable: oneshot::channel().0 }], at(1));
         assert_eq!((step.commit.unproven, step.after_commit.len()), (Some(vec![]), 1));
     }
 }

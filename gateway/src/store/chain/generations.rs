@@ -19,6 +19,11 @@ use crate::store::{
 
 /// Size of a generation while the disk is nearly full, in bytes: two of sled's segments.
 const TIGHT_GENERATION_SIZE: u64 = 1024 * 1024;
+/// A new generation without states, in bytes. 10 KiB were measured on ext4, 32 KiB where blocks are large: sled makes no
+/// whole segment at once.
+const NEW_GENERATION: u64 = 64 * 1024;
+/// What a state takes in it, in its own sizes: sled writes pages anew while they fill. 3.4 were measured of 3,000 alarms.
+const NEW_STATES_TIMES: u64 = 4;
 /// States are carried into a new generation in batches of this size, in bytes.
 const CARRY_AT_ONCE: usize = 256 * 1024;
 
@@ -78,7 +83,7 @@ impl Chain {
             }
         }
         self.database().write(batch)?;
-        self.settled_saved = self.settled.saved();
+        self.settled_saved = self.settled.saved(&self.settled_saved, &[]);
         let sealed = &self.parts[..self.parts.len() - 1];
         let generations: Vec<Put> =
             sealed.iter().map(|part| Put::generation(part.number, Some(&part.meta()))).collect();
@@ -101,6 +106,15 @@ impl Chain {
         // Small ones give their room back soon.
         let size = if self.is_tight { self.generation_size.min(TIGHT_GENERATION_SIZE) } else { self.generation_size };
         if grown >= size { self.rotate() } else { Ok(()) }
+    }
+
+    /// What a new generation takes on the disk at most.
+    pub(in crate::store) fn new_generation_size(&self) -> Result<u64, StoreError> {
+        let states = states(self.database()).try_fold(0, |sum, entry| {
+            let (key, line) = entry?;
+            Ok(sum + (key.len() + line.len()) as u64)
+        })?;
+        Ok(NEW_GENERATION + NEW_STATES_TIMES * states)
     }
 
     /// Seals the open generation and goes on in a new one. Nothing may be staged.

@@ -200,3 +200,32 @@ async fn the_same_machine_seen_with_less_goes_on_and_another_board_does_not() {
     assert_eq!(rig.recovered.started.as_ref().map(|s| s.reason), Some(StartReason::OtherMachine));
     rig.close();
 }
+
+#[tokio::test]
+async fn what_is_numbered_anew_does_not_come_back_however_many_islands_lie_below() {
+    let (dir, killed, again) = (folder(), folder(), folder());
+    let rig = Rig::open(dir.path());
+    let below = 2 * RANGES_MAX as u64 + 20;
+    let islands = || (1..=below / 2).map(|n| (2 * n, 2 * n)).collect::<Vec<_>>();
+    rig.append(1..=below + 4).await;
+    rig.store.settle(Lane::Alarm, islands()).await.expect("settles");
+    let (old, epoch) = ([below + 2, below + 3, below + 4], rig.recovered.epoch.clone());
+    let records = (below + 5..=below + 7).map(|n| raised(&epoch, n, "panel/door/door-open")).collect();
+    rig.store.commit(Commit { records, replaced: old.into(), ..Commit::default() }).await.expect("commits");
+    copy(dir.path(), killed.path());
+    rig.close();
+
+    let rig = Rig::open(killed.path());
+    let waiting = |found: &[Stored]| old.iter().filter(|n| sequences(found).contains(n)).count();
+    assert_eq!(waiting(&rig.waiting(Lane::Alarm).await), 0, "each would get a second number");
+    // What came back of the islands goes once more.
+    rig.store.settle(Lane::Alarm, islands()).await.expect("settles");
+    rig.append(below + 8..=below + 8).await;
+    copy(killed.path(), again.path());
+    rig.close();
+    for path in [killed.path(), again.path()] {
+        let rig = Rig::open(path);
+        assert_eq!(waiting(&rig.waiting(Lane::Alarm).await), 0);
+        rig.close();
+    }
+}

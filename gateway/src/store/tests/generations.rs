@@ -137,7 +137,8 @@ async fn what_is_settled_is_durable_before_a_compaction_drops_it() {
     rig.store.confirm(Lane::Alarm, (1..=29).collect()).await.expect("queued");
     rig.store.compact(Lane::Alarm, 1).await.expect("compacts");
     let (first, last) = (sizes.recv().expect("synced"), sizes.try_iter().last().expect("synced"));
-    assert!(first == before && last < before, "{first} then {last} bytes, {before} before");
+    // sled may write on a little while it closes a file.
+    assert!(first >= before && last < before, "{first} then {last} bytes, {before} before");
     rig.close();
 }
 
@@ -155,4 +156,22 @@ async fn a_generation_that_was_never_finished_is_not_missed() {
     rig.append(4..=4).await;
     assert_eq!(sequences(&rig.waiting(Lane::Alarm).await), [1, 2, 3, 4]);
     rig.close();
+}
+
+#[tokio::test]
+async fn a_new_generation_takes_little_more_than_the_states_in_it() {
+    for count in [0, 1, 300, 3_000] {
+        let dir = folder();
+        let rig = Rig::open(dir.path());
+        let alarms: Vec<_> = (0..count).map(|n| state(&format!("panel/p{n}/hot"), 1)).collect();
+        let states: usize = alarms.iter().map(|state| serde_json::to_vec(state).expect("JSON").len()).sum();
+        rig.store.commit(Commit { alarms, ..Commit::default() }).await.expect("commits");
+        rig.append(1..=3).await;
+        rig.store.rotate(Lane::Alarm).await.expect("rotates");
+        let generations = rig.store.generations(Lane::Alarm).await.expect("answers");
+        // What `new_generation_size` allows for.
+        let (taken, allowed) = (generations[1].disk_bytes, 64 * 1024 + 4 * states as u64);
+        assert!(taken <= allowed, "{count} states of {states} bytes: {taken} bytes, {allowed} allowed");
+        rig.close();
+    }
 }
