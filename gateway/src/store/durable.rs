@@ -20,9 +20,12 @@ use std::{
 use super::{OpenError, StoreError};
 use crate::metrics::{Histogram, IntCounter, Metrics};
 
-/// Page cache of one chain. Smaller does not save memory (the page table dominates), larger gains nothing: a chain is
-/// appended to at one end and read at the other.
+/// Page cache of one chain. Smaller does not save memory, larger gains nothing: a chain is appended to at one end and read
+/// at the other. It is no bound: see [`Database::anew`].
 const CACHE_SIZE: u64 = 1024 * 1024;
+/// A database that has grown by so much, in bytes, since it was opened is worth opening anew: that costs 1 to 2 MiB of
+/// zeros on the card, see [`Database::has_grown`], and what has grown takes 3 MiB of memory.
+pub(super) const GROWN: u64 = 4 * 1024 * 1024;
 /// Never to be changed: sled refuses a database of another segment size. At 512 KiB a leaf spills to a blob file from
 /// 7.5 KiB a value on, well above `RECORD_SIZE_MAX`.
 const SEGMENT_SIZE: usize = 512 * 1024;
@@ -57,6 +60,8 @@ pub(super) struct Database {
     db: sled::Db,
     /// Our own descriptor of sled's data file.
     data: File,
+    /// Its size when it was opened.
+    opened_size: u64,
     chain: &'static str,
     folder: PathBuf,
     sync_file: SyncFile,
@@ -82,18 +87,11 @@ impl Database {
     }
 
     fn attempt(chain: &'static str, folder: &Path, sync_file: &SyncFile, metrics: &Metrics) -> Result<Self, Fault> {
-        // No background thread: it would sync twice a second even when nothing changed. Its other work, moving live
-        // pages together, is not missed: a generation is left behind before that would pay.
-        let config = sled::Config::new()
-            .path(folder)
-            .mode(sled::Mode::LowSpace)
-            .cache_capacity(CACHE_SIZE)
-            .segment_size(SEGMENT_SIZE)
-            .flush_every_ms(None);
-        let db = open_patiently(&config, folder)?;
+        let db = open_patiently(folder)?;
         let data = File::open(folder.join(DATA))?;
         Ok(Self {
             db,
+            opened_size: data.metadata()?.len(),
             data,
             chain,
             folder: folder.into(),
@@ -101,6 +99,29 @@ impl Database {
             sync_seconds: metrics.outbox_sync_seconds.with_label_values(&[chain]),
             written_bytes: metrics.outbox_written_bytes.with_label_values(&[chain]),
         })
+    }
+
+    /// The same with none of it in memory.
+    ///
+    /// sled keeps one page for each of the 256 parts of its cache whatever the cache's size, and a page of our values
+    /// takes some 30 KiB: all that is written to a generation, or looked at, stays, up to 7 MiB.
+    pub(super) fn anew(self) -> Result<Self, Fault> {
+        let attempt = AssertUnwindSafe(|| {
+            // It lets nobody else in before it is gone.
+            drop(self.db);
+            let db = open_patiently(&self.folder)?;
+            Ok(Self { db, opened_size: self.data.metadata()?.len(), ..self })
+        });
+        catch_unwind(attempt).unwrap_or_else(|panic| Err(Fault::Damaged(panic_text(&*panic))))
+    }
+
+    /// Whether it is worth opening anew, and now is the time. sled then overwrites what is free with zeros, durably: the
+    /// rest of the segment that it writes to, and free segments. There is little of both while the file grows, for sled
+    /// uses free segments first, and its last segment is nearly full.
+    pub(super) fn has_grown(&self) -> bool {
+        const SEGMENT: u64 = SEGMENT_SIZE as u64;
+        let size = self.size();
+        size >= self.opened_size + GROWN && size % SEGMENT >= SEGMENT / 4 * 3
     }
 
     /// Name of the chain.
@@ -166,7 +187,15 @@ impl Database {
     }
 }
 
-fn open_patiently(config: &sled::Config, folder: &Path) -> Result<sled::Db, Fault> {
+fn open_patiently(folder: &Path) -> Result<sled::Db, Fault> {
+    // No background thread: it would sync twice a second even when nothing changed. Its other work, moving live pages
+    // together, is not missed: a generation is left behind before that would pay.
+    let config = sled::Config::new()
+        .path(folder)
+        .mode(sled::Mode::LowSpace)
+        .cache_capacity(CACHE_SIZE)
+        .segment_size(SEGMENT_SIZE)
+        .flush_every_ms(None);
     for _ in 0..LOCK_TRIES {
         match config.open() {
             Err(sled::Error::Io(e)) if e.to_string().starts_with("could not acquire lock") => {

@@ -247,10 +247,15 @@ impl RecordKey {
         let mut parts = text.split('-');
         let (lane, epoch) = (parts.next()?, Epoch::parse(parts.next()?)?);
         let lane = Lane::ALL.into_iter().find(|known| known.as_str() == lane)?;
-        let (sequence, position) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-        let key = Self { lane, epoch, sequence, position };
-        (key.to_string() == text).then_some(key)
+        let (sequence, position) = (number(parts.next()?)?, number(parts.next()?)?);
+        parts.next().is_none().then_some(Self { lane, epoch, sequence, position })
     }
+}
+
+/// A number as it is displayed, and in no other way.
+fn number(text: &str) -> Option<u64> {
+    let plain = text.starts_with(|first: char| first.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+    text.parse().ok().filter(|_| plain)
 }
 
 impl fmt::Display for RecordKey {

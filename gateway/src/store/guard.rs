@@ -12,7 +12,7 @@ use tracing::{error, warn};
 
 use super::{
     OpenError,
-    durable::{Database, Fault, SyncFile},
+    durable::{Database, Fault, GROWN, SyncFile},
     envelope::{Envelope, Kind},
     layout::{Entries, EpochMeta, FORMAT, MadeMeta, NextMeta, SealedMeta, word, word_of},
     mark::{Mark, MarkFile, RESERVED_AT_ONCE},
@@ -168,7 +168,8 @@ impl Looker<'_> {
         if contents.positions != expected {
             return damaged("records of the newest generation are missing");
         }
-        Ok((database, known))
+        // All of it was looked at.
+        Ok((if database.size() < GROWN { database } else { database.anew()? }, known))
     }
 
     /// What the lines of all generations say.

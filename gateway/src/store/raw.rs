@@ -194,8 +194,9 @@ impl Commits {
                     let sound = ranges.into_iter().filter(|(first, last)| first <= last);
                     commits.void.extend(sound.map(|(first, last)| first..=last));
                 }
+                commits.newest = commits.newest.max(line.commit);
                 let is_early = latest.keys().next().is_some_and(|earliest| line.commit < *earliest);
-                if latest.len() == COMMITS_LOOKED_AT && is_early {
+                if line.commit <= known || latest.len() == COMMITS_LOOKED_AT && is_early {
                     return;
                 }
                 let (keys, next) = latest.entry(line.commit).or_default();
@@ -208,7 +209,6 @@ impl Commits {
                 }
             })?;
         }
-        commits.newest = latest.keys().next_back().copied().unwrap_or(0);
         let after = latest.values().filter_map(|(_, next)| Some(next.as_ref()?.after));
         commits.proven = after.max().unwrap_or(0).max(known.min(commits.newest));
         let complete = latest.iter().rev().find(|(commit, (keys, next))| {

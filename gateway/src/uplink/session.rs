@@ -60,6 +60,9 @@ const WILL_DELAY: Duration = Duration::from_secs(30);
 const LOOK_AROUND_EVERY: Duration = Duration::from_secs(2);
 /// All gateways of a street come back with the power: the first connection is spread over this.
 const FIRST_CONNECT_SPREAD: Duration = Duration::from_secs(1);
+/// The power came back if the machine has not run for longer than this, in milliseconds: a slow card is up in two
+/// minutes. A later start is that of one gateway alone.
+const POWER_CAME_BACK_MS: u64 = 5 * 60 * 1000;
 
 /// All that the uplink needs.
 #[derive(Debug)]
@@ -121,7 +124,9 @@ impl UplinkTask {
             center_away_since: None,
         };
         let mut trouble = Trouble::new(urls, Certificates::of(urls, &self.center.tls, self.clock.now()));
-        self.pause(Jitter::random().of(FIRST_CONNECT_SPREAD), &mut kept, &mut trouble).await;
+        if self.started.mono_ms < POWER_CAME_BACK_MS {
+            self.pause(Jitter::random().of(FIRST_CONNECT_SPREAD), &mut kept, &mut trouble).await;
+        }
         while self.numbered().await {
             match kept.route.next(self.clock.now(), Jitter::random()) {
                 Step::Try(broker) => {

@@ -28,6 +28,8 @@ use crate::{
 
 const ROUNDS: usize = 9;
 const MILLION: u64 = 1_000_000;
+/// A million events take 0.7 GiB on the disk; a smaller quota would be measured giving them up.
+const QUOTA: &str = "1536MiB";
 const FEW: u64 = 50_000;
 /// Of those that go out in a round the rate is taken of so many, after the first thousand: connecting is not draining.
 const TIMED: usize = 20_000;
@@ -104,7 +106,7 @@ impl Case {
         let store = folder();
         let gateway = Gateway::configured(&format!(
             "[gateway]\nid = \"{ID}\"\nlanguage = \"en\"\n\n[command_center]\nurls = [\"mqtt://127.0.0.1:{broker}\"]\n\n\
-             [outbox]\npath = \"{}\"\n\n[http]\nlisten = \"127.0.0.1:{{http}}\"\n{CAMERAS}",
+             [outbox]\npath = \"{}\"\nmax_size = \"{QUOTA}\"\n\n[http]\nlisten = \"127.0.0.1:{{http}}\"\n{CAMERAS}",
             store.path().display()
         ));
         let (resident_mib, peak_mib, ready_ms, first_ms, rates) = Default::default();

@@ -1,6 +1,11 @@
 //! The store as pipeline and uplink use it, without them: steps are committed, waiting records read and confirmed.
 
-use std::{path::Path, sync::Arc, thread::JoinHandle};
+use std::{
+    path::Path,
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
 use gardu::{
     alarm::{AlarmId, AlarmState, Kind, Severity, State, Texts, Transition},
@@ -115,6 +120,28 @@ impl Outbox {
             }
         };
         self.runtime.block_on(self.runtime.spawn(all)).expect("no panic");
+    }
+
+    /// Commits steps one after the other, from a task of the runtime, with something else after each; how long each took.
+    pub(super) fn commit_beside(
+        &self,
+        steps: Vec<Commit>,
+        beside: impl Fn() + Send + 'static,
+    ) -> (Vec<Duration>, Vec<Duration>) {
+        let store = self.store.clone();
+        let all = async move {
+            let mut times = (Vec::new(), Vec::new());
+            for step in steps {
+                let began = Instant::now();
+                store.commit(step).await.expect("the disk takes it");
+                times.0.push(began.elapsed());
+                let began = Instant::now();
+                beside();
+                times.1.push(began.elapsed());
+            }
+            times
+        };
+        self.runtime.block_on(self.runtime.spawn(all)).expect("no panic")
     }
 
     /// Hands telemetry over as fast as it is taken, and waits until all of it is durable.

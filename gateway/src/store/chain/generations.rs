@@ -36,14 +36,19 @@ impl Part {
 
 /// Makes the database of a generation, empty.
 pub(super) fn make(place: &Place, number: u64, setup: &Setup<'_>) -> Result<Database, StoreError> {
-    let failed = |reason: String| StoreError::Write { chain: place.chain, reason: reason.into() };
     // What lies there was never used.
     place.remove(number).map_err(|e| unwritable(place.chain, &e))?;
-    Database::open(place.chain, &place.folder(number), setup.sync_file, setup.metrics).map_err(|fault| match fault {
+    let opened = Database::open(place.chain, &place.folder(number), setup.sync_file, setup.metrics);
+    opened.map_err(|fault| unopened(place.chain, fault))
+}
+
+fn unopened(chain: &'static str, fault: Fault) -> StoreError {
+    let failed = |reason: String| StoreError::Write { chain, reason: reason.into() };
+    match fault {
         Fault::Damaged(reason) => failed(reason),
-        Fault::Machine(error) => unwritable(place.chain, &error),
+        Fault::Machine(error) => unwritable(chain, &error),
         Fault::Refused(error) => failed(error.to_string()),
-    })
+    }
 }
 
 /// What of these entries a new generation starts with, in their lines.
@@ -140,6 +145,19 @@ impl Chain {
         }
         drop(old_database);
         self.note_mark()
+    }
+
+    /// Whether much was written since the open generation was opened, which is in memory as well. While there is little
+    /// room generations are small anyway.
+    pub(in crate::store) fn has_grown(&self) -> bool {
+        !self.is_tight && self.database().has_grown()
+    }
+
+    /// Opens the open generation anew, with nothing in memory. Nothing may be staged.
+    pub(in crate::store) fn forget_pages(&mut self) -> Result<(), StoreError> {
+        let anew = self.database.take().expect("one is open").anew();
+        self.database = Some(anew.map_err(|fault| unopened(self.name(), fault))?);
+        Ok(())
     }
 
     /// Removes generations nobody needs any more.

@@ -55,6 +55,30 @@ async fn a_full_generation_is_sealed_and_goes_when_it_is_drained() {
 }
 
 #[tokio::test]
+async fn a_generation_that_grows_is_opened_anew_and_nobody_notices() {
+    let dir = folder();
+    let rig = Rig::open(dir.path());
+    // sled leaves one whenever it opens a database that is not empty.
+    let snapshots = || {
+        let names = fs::read_dir(dir.path().join("alarm-1")).expect("folder").map(|e| e.expect("entry").file_name());
+        names.filter(|name| name.to_string_lossy().starts_with("snap.")).count()
+    };
+    assert_eq!(snapshots(), 0);
+    let mut next = 1;
+    while snapshots() == 0 {
+        rig.append(next..=next + 99).await;
+        next += 100;
+        assert!(next < 20_000, "it is never opened anew");
+    }
+    rig.append(next..=next).await;
+    assert_eq!(sequences(&rig.waiting(Lane::Alarm).await), (1..=next).collect::<Vec<_>>());
+    rig.close();
+    let rig = Rig::open(dir.path());
+    assert_eq!(sequences(&rig.waiting(Lane::Alarm).await), (1..=next).collect::<Vec<_>>());
+    rig.close();
+}
+
+#[tokio::test]
 async fn a_generation_can_be_sealed_at_any_time_but_not_without_a_record() {
     let dir = folder();
     let rig = Rig::open(dir.path());
