@@ -11,7 +11,7 @@ use crate::store::{
     durable::{Database, Fault, unwritable},
     envelope::{Envelope, Kind},
     guard::survey,
-    layout::{Entries, FORMAT, MadeMeta, Put, SealedMeta, word},
+    layout::{Entries, FORMAT, MadeMeta, Put, SealedMeta, database_key, word},
     place::Place,
     raw::{Bytes, View, is_absent},
     sealed::Sealed,
@@ -156,7 +156,14 @@ impl Chain {
     /// Opens the open generation anew, with nothing in memory. Nothing may be staged.
     pub(in crate::store) fn forget_pages(&mut self) -> Result<(), StoreError> {
         let anew = self.database.take().expect("one is open").anew();
-        self.database = Some(anew.map_err(|fault| unopened(self.name(), fault))?);
+        let database = anew.map_err(|fault| unopened(self.name(), fault))?;
+        // sled ends silently at what it cannot follow.
+        let next = database.get(&database_key(Kind::Word, word::NEXT))?;
+        if next.and_then(|line| Some(Envelope::read(&line)?.0.commit)) != Some(self.commit) {
+            let reason = "the last commit is not found again".into();
+            return Err(StoreError::Read { chain: self.name(), reason });
+        }
+        self.database = Some(database);
         Ok(())
     }
 
