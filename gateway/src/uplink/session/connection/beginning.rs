@@ -125,6 +125,7 @@ impl Connection<'_> {
     }
 
     async fn correct_alarms(&mut self) -> Result<(), StoreError> {
+        self.given_up = self.heads[index(Lane::Alarm)].borrow().given_up;
         let alarms = self.task.store.alarms().await?;
         let head = self.heads[index(Lane::Alarm)].borrow().clone();
         let unconfirmed = unconfirmed(self.task, &head, &alarms).await?;
@@ -134,7 +135,12 @@ impl Connection<'_> {
         for state in &alarms {
             if state.told.as_ref().is_some_and(|told| unconfirmed.contains(&number(told))) {
                 follows.insert(state.last.alarm.as_str()); // its event is on the way, and this topic goes after it
-            } else if stands(state) {
+                continue;
+            }
+            if let Some(told) = &state.told {
+                self.shown.insert(state.last.alarm.clone(), number(told));
+            }
+            if stands(state) {
                 follows.insert(state.last.alarm.as_str());
                 // Unnumbered states cannot be published: no receiver could tell which of two is newer.
                 if let Some(record) = record_of(state)
@@ -147,6 +153,25 @@ impl Connection<'_> {
         for alarm in read_back.alarms().filter(|alarm| !follows.contains(alarm)) {
             let message = message::no_alarm(&self.task.about, alarm);
             self.states.insert(message.topic.clone(), publish(message, Retain::Yes, CONTENT_TYPE_EVENT));
+        }
+        Ok(())
+    }
+
+    /// An event that was given up takes no retained topic along: those that show an earlier one follow the store.
+    pub(super) async fn follow_given_up(&mut self) -> Result<(), StoreError> {
+        self.given_up = self.heads[index(Lane::Alarm)].borrow().given_up;
+        let alarms = self.task.store.alarms().await?;
+        let head = self.heads[index(Lane::Alarm)].borrow().clone();
+        let unconfirmed = unconfirmed(self.task, &head, &alarms).await?;
+        let now = self.task.clock.now();
+        for state in &alarms {
+            let told = state.told.as_ref().map(number).filter(|told| !unconfirmed.contains(told));
+            if told.is_some()
+                && self.shown.get(&state.last.alarm) != told.as_ref()
+                && let Some(record) = record_of(state)
+            {
+                self.queue_state(&record, now);
+            }
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use crate::{
     alarm::{AlarmId, AlarmState, Told},
     clock::Now,
     pipeline::Input,
-    record::{Body, Lane, Record, Refused},
+    record::{Body, Epoch, Lane, Record, Refused},
     store::{StoreError, Stored},
     uplink::{
         delivery::Queue,
@@ -21,6 +21,8 @@ use crate::{
 impl Connection<'_> {
     /// Tells the store what has arrived, and makes ready what follows from it.
     pub(super) async fn settle(&mut self) -> Result<(), StoreError> {
+        // At most once a second: all alarms are looked at.
+        let given_up = self.settle_now && self.heads[index(Lane::Alarm)].borrow().given_up != self.given_up;
         let more_to_come = self.delivery.in_flight() > 0 && self.delivered.len() < CONFIRMS_AT_ONCE;
         let delivered = if more_to_come && !self.settle_now { Vec::new() } else { std::mem::take(&mut self.delivered) };
         self.settle_now = false;
@@ -41,6 +43,8 @@ impl Connection<'_> {
         }
         if self.phase == Phase::Beginning {
             self.begin().await?;
+        } else if self.phase == Phase::Delivering && given_up {
+            self.follow_given_up().await?;
         }
         if matches!(self.phase, Phase::Draining { .. }) && self.delivery.in_flight() == 0 {
             self.leave();
@@ -112,6 +116,12 @@ impl Connection<'_> {
     }
 
     pub(super) fn queue_state(&mut self, record: &Record, now: Now) {
+        let Body::Alarm(transition) = &record.body else { return };
+        let newer = |(epoch, sequence): &(Epoch, u64)| *epoch == record.epoch && *sequence > record.sequence;
+        if self.shown.get(&transition.alarm).is_some_and(newer) {
+            return;
+        }
+        self.shown.insert(transition.alarm.clone(), (record.epoch.clone(), record.sequence));
         let sent = Sent { boot: self.task.clock.boot(), at: now };
         if let Some(message) = message::alarm_state(record, &self.boots.borrow(), &self.task.about, sent) {
             self.states.insert(message.topic.clone(), publish(message, Retain::Yes, CONTENT_TYPE_EVENT));
