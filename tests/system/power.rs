@@ -36,7 +36,7 @@ const OPEN_MAX: Duration = Duration::from_millis(40);
 /// Between two looks at what it does: a small part of it.
 const GLANCE: Duration = Duration::from_millis(1);
 /// A new generation takes about this long.
-const ROTATION_MAX: Duration = Duration::from_millis(40);
+const ROTATION_MAX: Duration = Duration::from_millis(30);
 /// From the first generation that is sealed to give way to the last that is gone.
 const KEEPER_MAX: Duration = Duration::from_millis(600);
 /// Levels of each sensor that wait when there is no room: a summary of them pays.
@@ -150,8 +150,9 @@ fn on_an_island(max_size: &str, rounds: &[(Aim, Uplink)], dice: fastrand::Rng, u
             if *aim != Aim::Salvage {
                 faults.extend(island.set_aside());
             }
+            // What may be given up is counted at the end, when all that was declared is known.
             let lost_now = witnesses.look(&island.park.center.ledger()).lost();
-            if lost_now > lost {
+            if lost_now > lost && island.gives_up_nothing() {
                 eprintln!("{aim:?}, broker {uplink:?}: {} of the promised are lost", lost_now - lost);
                 lost = lost_now;
             }
@@ -181,12 +182,16 @@ fn strike(island: &mut Island, witnesses: &Witnesses, aim: Aim) {
             ROTATION_MAX
         }
         Aim::Keeper(what) => {
+            work(island, witnesses);
+            // Cameras would begin generations by themselves.
             witnesses.measure();
             witnesses.wait_for_levels(LEVELS);
-            witnesses.work();
-            let before = generations(&island.card.outbox(), "telemetry");
+            // Alarms go last.
+            let chain = if what == GivesUp::All { "alarm" } else { "telemetry" };
+            let before = generations(&island.card.outbox(), chain);
             island.press(what);
-            wait_until(island, "gives something up", |outbox| generations(outbox, "telemetry") != before);
+            wait_until(island, "gives something up", |outbox| generations(outbox, chain) != before);
+            witnesses.work();
             KEEPER_MAX
         }
         Aim::Open | Aim::Salvage => {
@@ -242,7 +247,6 @@ fn wait_until(island: &Island, what: &str, so: impl Fn(&Path) -> bool) {
     let (outbox, deadline) = (island.card.outbox(), Instant::now() + PATIENCE);
     while !so(&outbox) {
         assert!(Instant::now() < deadline, "it never {what}\n{}", island.park.gateway.log());
-        // `pause` is as long as an open takes.
         thread::sleep(GLANCE);
     }
 }

@@ -151,6 +151,11 @@ impl Island {
         self.may_give_up = self.may_give_up.max(what);
     }
 
+    /// Whether nothing ever pressed it: whatever is lost is lost without a reason.
+    pub(crate) fn gives_up_nothing(&self) -> bool {
+        self.may_give_up == GivesUp::Nothing
+    }
+
     /// Takes the broker away, or brings it back with a subscriber. It may save what it keeps, and has nothing under way.
     pub(crate) fn set_uplink(&mut self, uplink: Uplink) {
         let Park { center, broker, .. } = &mut self.park;
@@ -233,7 +238,7 @@ impl Island {
     /// What became of the promises, after [`Island::recover`].
     pub(crate) fn proof(&mut self, witnesses: &Witnesses, blows: u64) -> Proof {
         let kept = self.wait_for_states(witnesses);
-        if self.may_give_up > GivesUp::Nothing {
+        if !self.gives_up_nothing() {
             // Its last status says how far it has come.
             self.park.stop();
         }
