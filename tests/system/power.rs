@@ -150,10 +150,9 @@ fn on_an_island(max_size: &str, rounds: &[(Aim, Uplink)], dice: fastrand::Rng, u
             if *aim != Aim::Salvage {
                 faults.extend(island.set_aside());
             }
-            // What may be given up is counted at the end, when all that was declared is known.
-            let lost_now = witnesses.look(&island.park.center.ledger()).lost();
-            if lost_now > lost && island.gives_up_nothing() {
-                eprintln!("{aim:?}, broker {uplink:?}: {} of the promised are lost", lost_now - lost);
+            let lost_now = island.lost_without_reason(&witnesses.look(&island.park.center.ledger()));
+            if lost_now > lost {
+                faults.push(format!("{aim:?}, broker {uplink:?}: {} of the promised are lost", lost_now - lost));
                 lost = lost_now;
             }
         }

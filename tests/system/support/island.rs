@@ -151,9 +151,14 @@ impl Island {
         self.may_give_up = self.may_give_up.max(what);
     }
 
-    /// Whether nothing ever pressed it: whatever is lost is lost without a reason.
-    pub(crate) fn gives_up_nothing(&self) -> bool {
-        self.may_give_up == GivesUp::Nothing
+    /// What nothing excuses so far, of all that did not arrive.
+    pub(crate) const fn lost_without_reason(&self, kept: &Kept) -> u64 {
+        match self.may_give_up {
+            GivesUp::Nothing => kept.lost(),
+            GivesUp::Telemetry => kept.alarms_lost,
+            // What was declared is known at the end.
+            GivesUp::All => 0,
+        }
     }
 
     /// Takes the broker away, or brings it back with a subscriber. It may save what it keeps, and has nothing under way.
@@ -238,7 +243,7 @@ impl Island {
     /// What became of the promises, after [`Island::recover`].
     pub(crate) fn proof(&mut self, witnesses: &Witnesses, blows: u64) -> Proof {
         let kept = self.wait_for_states(witnesses);
-        if !self.gives_up_nothing() {
+        if self.may_give_up > GivesUp::Nothing {
             // Its last status says how far it has come.
             self.park.stop();
         }
