@@ -122,12 +122,7 @@ impl AddAssign for Proof {
 }
 
 impl Island {
-    /// Everything but the gateway's process; the card is new.
-    pub(crate) fn furnish(dice: fastrand::Rng) -> Self {
-        Self::furnish_on(Card::insert(), "256MiB", dice)
-    }
-
-    /// The same on this card, with an outbox of at most this size.
+    /// Everything but the gateway's process, with an outbox of at most this size on this card.
     pub(crate) fn furnish_on(card: Card, max_size: &str, dice: fastrand::Rng) -> Self {
         let body = witnesses::body();
         let plan = Plan { access: Access::Open, command_center: "", body: &body };
