@@ -192,6 +192,8 @@ enum Done {
         newest: BTreeMap<AlarmId, Stored>,
         present: Vec<AlarmState>,
     },
+    /// The alarms whose last events are settled, after some were given up.
+    LookedAtGivenUp(Vec<AlarmState>),
     /// The first earlier broker that answers, if any does.
     LookedBack(Option<usize>),
     /// Whether a connection with the changed certificate files would do.
@@ -449,6 +451,7 @@ impl<'a> Connection<'a> {
                 self.delivery.offer(want, records, next_position);
             }
             Done::Followed { newest, present } => self.followed(newest, present),
+            Done::LookedAtGivenUp(settled) => self.looked_at_given_up(&settled),
             Done::LookedBack(found) => self.looked_back(found),
             Done::LookedAtCertificates(outcome) => self.looked_at_certificates(outcome),
         }

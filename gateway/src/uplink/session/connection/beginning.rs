@@ -11,12 +11,13 @@ use crate::{
     pipeline::Input,
     record::{Body, Epoch, Lane, LaneStatus, LastKnown, Record},
     status::Link,
-    store::{Head, StoreError},
+    store::{Head, Store, StoreError},
+    supervise::Beat,
     uplink::{
         READBACK,
         delivery::Hold,
         message::{self, CONTENT_TYPE_EVENT, CONTENT_TYPE_JSON, Message},
-        session::{UplinkTask, WINDOW},
+        session::WINDOW,
     },
     wire::{Limits, Retain},
 };
@@ -128,7 +129,7 @@ impl Connection<'_> {
         self.given_up = self.heads[index(Lane::Alarm)].borrow().given_up;
         let alarms = self.task.store.alarms().await?;
         let head = self.heads[index(Lane::Alarm)].borrow().clone();
-        let unconfirmed = unconfirmed(self.task, &head, &alarms).await?;
+        let unconfirmed = unconfirmed(&self.task.store, &self.task.beat, &head, &alarms).await?;
         let read_back = std::mem::take(&mut self.read_back);
         let mut follows = HashSet::new();
         let now = self.task.clock.now();
@@ -156,25 +157,6 @@ impl Connection<'_> {
         }
         Ok(())
     }
-
-    /// An event that was given up takes no retained topic along: those that show an earlier one follow the store.
-    pub(super) async fn follow_given_up(&mut self) -> Result<(), StoreError> {
-        self.given_up = self.heads[index(Lane::Alarm)].borrow().given_up;
-        let alarms = self.task.store.alarms().await?;
-        let head = self.heads[index(Lane::Alarm)].borrow().clone();
-        let unconfirmed = unconfirmed(self.task, &head, &alarms).await?;
-        let now = self.task.clock.now();
-        for state in &alarms {
-            let told = state.told.as_ref().map(number).filter(|told| !unconfirmed.contains(told));
-            if told.is_some()
-                && self.shown.get(&state.last.alarm) != told.as_ref()
-                && let Some(record) = record_of(state)
-            {
-                self.queue_state(&record, now);
-            }
-        }
-        Ok(())
-    }
 }
 
 /// The center knows more of our numbers than the store.
@@ -185,8 +167,9 @@ fn rolled_back(known: LastKnown, durable: oneshot::Sender<()>) -> Input {
 }
 
 /// Which alarms' last events still wait in the store.
-async fn unconfirmed(
-    task: &UplinkTask,
+pub(super) async fn unconfirmed(
+    store: &Store,
+    beat: &Beat,
     head: &Head,
     alarms: &[AlarmState],
 ) -> Result<HashSet<(Epoch, u64)>, StoreError> {
@@ -196,16 +179,16 @@ async fn unconfirmed(
     let (present, asked): (HashSet<_>, HashSet<_>) = numbered.partition(|(of, _)| of == epoch);
     let mut found = HashSet::new();
     for id in present.into_iter().filter(|(_, sequence)| sequence > settled) {
-        let waits = task.store.read(Lane::Alarm, base + id.1, 1).await?;
+        let waits = store.read(Lane::Alarm, base + id.1, 1).await?;
         found.extend(waits.iter().any(|stored| stored.position == base + id.1).then_some(id));
     }
     // Where numbers of older epochs lie is not known; all of them lie before the present ones.
     let (mut missing, mut from) = (asked.len(), 0);
     while missing > 0 && from <= base {
-        let page = task.store.read(Lane::Alarm, from, SCAN_PAGE).await?;
+        let page = store.read(Lane::Alarm, from, SCAN_PAGE).await?;
         let Some(last) = page.last() else { break };
         from = last.position + 1;
-        task.beat.mark();
+        beat.mark();
         let ids = page.into_iter().map(|stored| (stored.record.epoch, stored.record.sequence));
         for id in ids.filter(|id| asked.contains(id)) {
             missing -= 1;
@@ -215,12 +198,12 @@ async fn unconfirmed(
     Ok(found)
 }
 
-fn number(told: &Told) -> (Epoch, u64) {
+pub(super) fn number(told: &Told) -> (Epoch, u64) {
     (told.epoch.clone(), told.sequence)
 }
 
 /// The record that carried an alarm's last transition.
-fn record_of(state: &AlarmState) -> Option<Record> {
+pub(super) fn record_of(state: &AlarmState) -> Option<Record> {
     let Told { epoch, sequence, boot, recorded } = state.told.clone()?;
     let body = Body::Alarm(Box::new(state.last.clone()));
     Some(Record { lane: Lane::Alarm, epoch, sequence, boot, recorded, body })

@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 
 use tokio::sync::oneshot;
 
-use super::{CONFIRMS_AT_ONCE, Connection, Done, Phase, REFUSED_AGAIN_MS, Side, SideSent, SideWaits, index, publish};
+use super::{
+    CONFIRMS_AT_ONCE, Connection, Done, Phase, REFUSED_AGAIN_MS, Side, SideSent, SideWaits,
+    beginning::{number, record_of, unconfirmed},
+    index, publish,
+};
 use crate::{
     alarm::{AlarmId, AlarmState, Told},
     clock::Now,
@@ -44,7 +48,7 @@ impl Connection<'_> {
         if self.phase == Phase::Beginning {
             self.begin().await?;
         } else if self.phase == Phase::Delivering && given_up {
-            self.follow_given_up().await?;
+            self.look_at_given_up();
         }
         if matches!(self.phase, Phase::Draining { .. }) && self.delivery.in_flight() == 0 {
             self.leave();
@@ -113,6 +117,37 @@ impl Connection<'_> {
             self.queue_state(&stored.record, now);
         }
         self.follow();
+    }
+
+    /// An event that was given up takes no retained topic along: asks the store what they should show.
+    fn look_at_given_up(&mut self) {
+        let head = self.heads[index(Lane::Alarm)].clone();
+        self.given_up = head.borrow().given_up;
+        let (store, beat) = (self.task.store.clone(), self.task.beat.clone());
+        self.pending.push(Box::pin(async move {
+            let settled = async {
+                let mut alarms = store.alarms().await?;
+                let head = head.borrow().clone();
+                let unconfirmed = unconfirmed(&store, &beat, &head, &alarms).await?;
+                alarms.retain(|state| state.told.as_ref().is_some_and(|told| !unconfirmed.contains(&number(told))));
+                Ok::<_, StoreError>(alarms)
+            };
+            // A store that cannot answer ends the daemon by itself.
+            Done::LookedAtGivenUp(settled.await.unwrap_or_default())
+        }));
+    }
+
+    /// Retained topics of alarms whose last event is not on its way show their states.
+    pub(super) fn looked_at_given_up(&mut self, settled: &[AlarmState]) {
+        let now = self.task.clock.now();
+        for state in settled {
+            let told = state.told.as_ref().map(number);
+            if self.shown.get(&state.last.alarm) != told.as_ref()
+                && let Some(record) = record_of(state)
+            {
+                self.queue_state(&record, now);
+            }
+        }
     }
 
     pub(super) fn queue_state(&mut self, record: &Record, now: Now) {
