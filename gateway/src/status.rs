@@ -392,6 +392,7 @@ pub(crate) mod tests {
             records: 2,
             bytes: 700,
             missing: 0,
+            given_up: 0,
             oldest: Some((BootId::new(boot), at)),
         }
     }

@@ -2,8 +2,8 @@
 //! of its writes, syncs, renames and so on, in its first boot and in one that finds a store. strace(1) is the hand that
 //! strikes there; the product knows nothing of it.
 //!
-//! `GARDU_POINTS` asks for so many occurrences of each system call, spread evenly, and strikes each both ways; without it
-//! the first and the last are struck one way or the other. The broker is away: nothing but the card has what was
+//! `GARDU_POINTS` asks for so many occurrences of each system call, spread evenly, and strikes each both ways, also in a
+//! boot that begins a new generation; without it the first and the last are struck one way or the other. The broker is away: nothing but the card has what was
 //! acknowledged.
 
 use std::{
@@ -16,7 +16,7 @@ use std::{
 use tempfile::TempDir;
 
 use crate::support::{
-    card::on_cards,
+    card::{Card, on_cards},
     island::{Island, Proof, Uplink, side_by_side},
     load::dice,
     until,
@@ -40,6 +40,8 @@ const CALLS: [&str; 12] = [
 ];
 /// Messages that are confirmed in a boot that is struck, if it gets that far: a dozen commits of what nine publish at once.
 const LOAD: u64 = 120;
+/// Messages that nearly fill a generation of the smallest outbox, a MiB: those above fill it.
+const NEARLY_FULL: u64 = 280;
 /// Occurrences of each call without `GARDU_POINTS`: the first and the last.
 const OCCURRENCES: u64 = 2;
 
@@ -50,6 +52,8 @@ enum Boot {
     First,
     /// What a gateway left that was killed under load.
     Again,
+    /// The same with a generation that is nearly full.
+    Rotating,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -93,7 +97,7 @@ fn nothing_acknowledged_is_lost_at_any_named_point_of_the_store() {
 fn points(dice: &mut fastrand::Rng) -> Vec<Point> {
     let asked: Option<u64> = std::env::var("GARDU_POINTS").ok().and_then(|text| text.parse().ok());
     let mut points = Vec::new();
-    for boot in [Boot::First, Boot::Again] {
+    for boot in [Boot::First, Boot::Again].into_iter().chain(asked.map(|_| Boot::Rotating)) {
         let calls = count(boot, dice.fork());
         eprintln!("{boot:?} boot: {calls:?}");
         for (call, most) in calls {
@@ -121,7 +125,7 @@ fn spread(most: u64, count: u64) -> Vec<u64> {
 fn count(boot: Boot, dice: fastrand::Rng) -> BTreeMap<&'static str, u64> {
     let folder = tempfile::tempdir().expect("a folder for the trace");
     let trace = folder.path().join("trace");
-    let mut island = Island::furnish(dice);
+    let mut island = furnish(boot, dice);
     let witnesses = Witnesses::default();
     witnesses.beside(island.park.gateway.ingest, || {
         boot_under(&mut island, &witnesses, boot, strace(&trace, &[]));
@@ -148,7 +152,7 @@ fn count(boot: Boot, dice: fastrand::Rng) -> BTreeMap<&'static str, u64> {
 fn strike(point: &Point) -> (Proof, bool) {
     let folder: TempDir = tempfile::tempdir().expect("a folder for the trace");
     let trace = folder.path().join("trace");
-    let mut island = Island::furnish(point.dice.clone());
+    let mut island = furnish(point.boot, point.dice.clone());
     let witnesses = Witnesses::default();
     witnesses.beside(island.park.gateway.ingest, || {
         let signal = match point.blow {
@@ -179,13 +183,23 @@ fn strike(point: &Point) -> (Proof, bool) {
     })
 }
 
+fn furnish(boot: Boot, dice: fastrand::Rng) -> Island {
+    let max_size = if boot == Boot::Rotating { "16MiB" } else { "256MiB" };
+    Island::furnish_on(Card::insert(), max_size, dice)
+}
+
 /// Starts the boot under strace, with publishers at the door.
 fn boot_under(island: &mut Island, witnesses: &Witnesses, boot: Boot, strace: Vec<String>) {
     island.set_uplink(Uplink::Away);
-    if boot == Boot::Again {
+    let load_before = match boot {
+        Boot::First => None,
+        Boot::Again => Some(LOAD),
+        Boot::Rotating => Some(NEARLY_FULL),
+    };
+    if let Some(load) = load_before {
         island.start();
         witnesses.work();
-        witnesses.wait_for(LOAD);
+        witnesses.wait_for(load);
         island.park.gateway.kill9();
     }
     island.under = strace;

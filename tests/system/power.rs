@@ -3,9 +3,12 @@
 //!
 //! Each island is a park whose outbox lies on a new card; its first cut comes in the first second of its first boot, the
 //! others under load and while the store is opened, every second time without a broker: then nothing but the card has
-//! what was acknowledged. `GARDU_CUTS` asks for another number of cuts; `tests/long/power` for a thousand.
+//! what was acknowledged. Every second island has a small outbox, whose power goes while a new generation begins and while
+//! something is given up for want of room: what does not arrive then was declared. `GARDU_CUTS` asks for another number of
+//! cuts; `tests/long/power` for a thousand.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     thread,
@@ -14,8 +17,8 @@ use std::{
 
 use crate::support::{
     PATIENCE,
-    card::on_cards,
-    island::{Island, Proof, Uplink, side_by_side},
+    card::{Card, on_cards},
+    island::{GivesUp, Island, Proof, Uplink, side_by_side},
     load::{MOMENT_MAX, dice, random_moment},
     witnesses::Witnesses,
 };
@@ -30,6 +33,17 @@ const LONG_LOAD_OF: u64 = 12;
 const LONG_LOAD_CONFIRMED: u64 = 1_500;
 /// Opening a small store takes about this long.
 const OPEN_MAX: Duration = Duration::from_millis(40);
+/// Between two looks at what it does: a small part of it.
+const GLANCE: Duration = Duration::from_millis(1);
+/// A new generation takes about this long.
+const ROTATION_MAX: Duration = Duration::from_millis(30);
+/// From the first generation that is sealed to give way to the last that is gone.
+const KEEPER_MAX: Duration = Duration::from_millis(600);
+/// Levels of each sensor that wait when there is no room: a summary of them pays.
+const LEVELS: u64 = 4;
+/// An outbox of the usual size, whose generations no round fills, and one with generations of a MiB.
+const LARGE: &str = "256MiB";
+const SMALL: &str = "16MiB";
 
 /// When the power is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,16 +56,40 @@ enum Aim {
     Open,
     /// The same with snapshots that cannot be read: the gateway has to find another way to what the store holds.
     Salvage,
+    /// While a new generation begins.
+    Rotation,
+    /// While this is thinned, declared and removed.
+    Keeper(GivesUp),
 }
 
-/// The cuts of one island, in turn. After a salvage nothing can be said of what the gateway set aside: it comes last.
-const CUTS_OF_ISLAND: [(Aim, Uplink); 6] = [
-    (Aim::FirstSecond, Uplink::Here),
-    (Aim::Load, Uplink::Away),
-    (Aim::Load, Uplink::Here),
-    (Aim::Open, Uplink::Away),
-    (Aim::Load, Uplink::Here),
-    (Aim::Salvage, Uplink::Away),
+/// Cuts of one island, in turn, on an outbox of this size.
+type Cuts = (&'static str, [(Aim, Uplink); 6]);
+
+/// Islands in turn. After a salvage nothing can be said of what the gateway set aside, and what may be given up may be
+/// from then on: these come last.
+const CUTS_OF_ISLANDS: [Cuts; 2] = [
+    (
+        LARGE,
+        [
+            (Aim::FirstSecond, Uplink::Here),
+            (Aim::Load, Uplink::Away),
+            (Aim::Load, Uplink::Here),
+            (Aim::Open, Uplink::Away),
+            (Aim::Load, Uplink::Here),
+            (Aim::Salvage, Uplink::Away),
+        ],
+    ),
+    (
+        SMALL,
+        [
+            (Aim::FirstSecond, Uplink::Here),
+            (Aim::Rotation, Uplink::Away),
+            (Aim::Rotation, Uplink::Here),
+            (Aim::Keeper(GivesUp::Telemetry), Uplink::Away),
+            (Aim::Rotation, Uplink::Away),
+            (Aim::Keeper(GivesUp::All), Uplink::Away),
+        ],
+    ),
 ];
 
 #[test]
@@ -59,16 +97,19 @@ fn no_power_cut_takes_what_was_acknowledged() {
     on_cards("power::no_power_cut_takes_what_was_acknowledged", || {
         let cuts = std::env::var("GARDU_CUTS").ok().and_then(|text| text.parse().ok()).unwrap_or(CUTS);
         let mut dice = dice("power cuts");
-        let islands = (0..cuts).step_by(CUTS_OF_ISLAND.len()).map(|before| (cuts - before, dice.fork()));
-        let islands: Vec<(usize, fastrand::Rng)> = islands.collect();
-        let proof = side_by_side(&islands, |(left, dice)| {
-            let mut rounds = CUTS_OF_ISLAND;
-            let mut dice = dice.clone();
-            if dice.bool() {
-                rounds[0].1 = Uplink::Away;
-            }
-            on_an_island(&rounds[..rounds.len().min(*left)], dice, &[])
-        });
+        let per_island = CUTS_OF_ISLANDS[0].1.len();
+        let turns = (0..cuts).step_by(per_island).zip(CUTS_OF_ISLANDS.iter().cycle());
+        let islands: Vec<_> = turns
+            .map(|(before, (max_size, rounds))| {
+                let (mut rounds, mut dice) = (rounds[..per_island.min(cuts - before)].to_vec(), dice.fork());
+                if dice.bool() {
+                    rounds[0].1 = Uplink::Away;
+                }
+                (max_size, rounds, dice)
+            })
+            .collect();
+        let proof =
+            side_by_side(&islands, |(max_size, rounds, dice)| on_an_island(max_size, rounds, dice.clone(), &[]));
         eprintln!("cuts{}\n{proof}", Proof::HEADER);
         proof.assert_kept();
         assert_eq!(proof.blows, cuts as u64);
@@ -83,15 +124,16 @@ fn without_syncs_a_power_cut_takes_what_was_acknowledged() {
         let under = ["strace", "-D", "-f", "--seccomp-bpf", "-o/dev/null", "--trace=fdatasync,fsync", lie];
         let mut dice = dice("twin: power cuts without syncs");
         let islands: [fastrand::Rng; 4] = std::array::from_fn(|_| dice.fork());
-        let proof = side_by_side(&islands, |dice| on_an_island(&[(Aim::Load, Uplink::Away)], dice.clone(), &under));
+        let proof =
+            side_by_side(&islands, |dice| on_an_island(LARGE, &[(Aim::Load, Uplink::Away)], dice.clone(), &under));
         eprintln!("twin: cuts{}\n{proof}", Proof::HEADER);
         assert!(proof.lost() > 0, "it is not the syncs that make the proof pass: {proof}");
     });
 }
 
 /// Cuts the power of one park again and again.
-fn on_an_island(rounds: &[(Aim, Uplink)], dice: fastrand::Rng, under: &[&str]) -> Proof {
-    let mut island = Island::furnish(dice);
+fn on_an_island(max_size: &str, rounds: &[(Aim, Uplink)], dice: fastrand::Rng, under: &[&str]) -> Proof {
+    let mut island = Island::furnish_on(Card::insert(), max_size, dice);
     island.under = under.iter().map(|word| (*word).to_owned()).collect();
     let witnesses = Witnesses::default();
     witnesses.beside(island.park.gateway.ingest, || {
@@ -103,13 +145,14 @@ fn on_an_island(rounds: &[(Aim, Uplink)], dice: fastrand::Rng, under: &[&str]) -
             island.set_uplink(*uplink);
             strike(&mut island, &witnesses, *aim);
             island.recover(&witnesses);
+            island.card.clean();
             // A power cut damages nothing that was stored; a garbled snapshot may lie there afterwards.
             if *aim != Aim::Salvage {
                 faults.extend(island.set_aside());
             }
-            let lost_now = witnesses.look(&island.park.center.ledger()).lost();
+            let lost_now = island.lost_without_reason(&witnesses.look(&island.park.center.ledger()));
             if lost_now > lost {
-                eprintln!("{aim:?}, broker {uplink:?}: {} of the promised are lost", lost_now - lost);
+                faults.push(format!("{aim:?}, broker {uplink:?}: {} of the promised are lost", lost_now - lost));
                 lost = lost_now;
             }
         }
@@ -130,6 +173,25 @@ fn strike(island: &mut Island, witnesses: &Witnesses, aim: Aim) {
         Aim::Load => {
             work(island, witnesses);
             MOMENT_MAX
+        }
+        Aim::Rotation => {
+            let before = generations(&island.card.outbox(), "alarm");
+            witnesses.work();
+            wait_until(island, "begins a generation", |outbox| generations(outbox, "alarm") != before);
+            ROTATION_MAX
+        }
+        Aim::Keeper(what) => {
+            work(island, witnesses);
+            // Cameras would begin generations by themselves.
+            witnesses.measure();
+            witnesses.wait_for_levels(LEVELS);
+            // Alarms go last.
+            let chain = if what == GivesUp::All { "alarm" } else { "telemetry" };
+            let before = generations(&island.card.outbox(), chain);
+            island.press(what);
+            wait_until(island, "gives something up", |outbox| generations(outbox, chain) != before);
+            witnesses.work();
+            KEEPER_MAX
         }
         Aim::Open | Aim::Salvage => {
             work(island, witnesses);
@@ -163,17 +225,27 @@ fn garble_snapshots(outbox: &Path) {
     assert!(garbled > 0, "no snapshot was there to be garbled");
 }
 
+/// The generations of a chain that lie there.
+fn generations(outbox: &Path, chain: &str) -> BTreeSet<String> {
+    let names = fs::read_dir(outbox).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let names = names.filter_map(|name| name.into_string().ok());
+    names.filter(|name| name.strip_prefix(chain).is_some_and(|rest| rest.starts_with('-'))).collect()
+}
+
 /// Waits until the gateway has a file of its outbox open.
 fn wait_until_it_opens(island: &Island) {
-    let (outbox, files) = (island.card.outbox(), format!("/proc/{}/fd", island.park.gateway.pid()));
-    let deadline = Instant::now() + PATIENCE;
-    let is_open = || {
+    let files = format!("/proc/{}/fd", island.park.gateway.pid());
+    wait_until(island, "opens its outbox", |outbox| {
         let files = fs::read_dir(&files).into_iter().flatten().flatten();
-        files.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file.starts_with(&outbox))
-    };
-    while !is_open() {
-        assert!(Instant::now() < deadline, "it never opened its outbox\n{}", island.park.gateway.log());
-        // `pause` is as long as an open takes.
-        thread::yield_now();
+        files.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file.starts_with(outbox))
+    });
+}
+
+/// Waits until its outbox shows that the gateway does something.
+fn wait_until(island: &Island, what: &str, so: impl Fn(&Path) -> bool) {
+    let (outbox, deadline) = (island.card.outbox(), Instant::now() + PATIENCE);
+    while !so(&outbox) {
+        assert!(Instant::now() < deadline, "it never {what}\n{}", island.park.gateway.log());
+        thread::sleep(GLANCE);
     }
 }

@@ -182,6 +182,22 @@ impl KeeperTask {
         Ok(true)
     }
 
+    /// Compacts a sealed alarm generation where that at least halves it: what was compacted before is not written again.
+    pub(super) async fn compact_alarms(&self, generation: &Generation) -> Result<(), Halt> {
+        let (mut waiting, mut pages) = (0, Pages::of(Lane::Alarm, generation));
+        loop {
+            let page = pages.next(self).await?;
+            if page.is_empty() {
+                break;
+            }
+            waiting += page.iter().map(|stored| stored.size as u64).sum::<u64>();
+        }
+        if waiting <= generation.disk_bytes / 2 {
+            self.store.compact(Lane::Alarm, generation.number).await?;
+        }
+        Ok(())
+    }
+
     /// Gives up what has at most this severity in a sealed alarm generation, and compacts it.
     pub(super) async fn give_up_alarms(&self, generation: &Generation, severity: Severity) -> Result<GivenUp, Halt> {
         let mut losses = Losses::new(Lane::Alarm, LossReason::Quota, self.present());

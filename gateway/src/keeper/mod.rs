@@ -141,6 +141,10 @@ impl Keeper {
                 Act::Nothing => return Ok(()),
                 Act::RotateTelemetry => self.task.store.rotate(Lane::Telemetry).await?,
                 Act::RotateAlarms => self.task.store.rotate(Lane::Alarm).await?,
+                Act::CompactAlarms(generation) => {
+                    self.task.compact_alarms(&generation).await?;
+                    self.quota.alarms_compacted(generation.number);
+                }
                 Act::Telemetry(generation, reason) => {
                     // Summaries are less than half of what they replace, but must be written before it goes.
                     let room = measured.free >= generation.disk_bytes;

@@ -2,8 +2,9 @@
 //!
 //! Terms: the **quota** is what everything below the outbox's folder may take, less where the disk itself is nearly full;
 //! a **share** is the part of it that something may fill. Eviction begins above a share and stops below nine tenths of it.
-//! Telemetry goes first, its oldest generation whole; then alarm records, those of the lowest severity first and of them
-//! the oldest generation's; stream events never.
+//! Sealed alarm generations are compacted before anything goes: much of one is states that have changed since. Telemetry
+//! goes first, its oldest generation whole; then alarm records, those of the lowest severity first and of them the oldest
+//! generation's; stream events never.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -87,6 +88,8 @@ pub enum Act {
     RotateTelemetry,
     /// The same of alarms.
     RotateAlarms,
+    /// Rewrite a sealed alarm generation with only what waits in it: room that costs nobody a record.
+    CompactAlarms(Generation),
     /// Give up a sealed telemetry generation whole, or thin it.
     Telemetry(Generation, LossReason),
     /// Give up the records of one severity in a sealed alarm generation, and compact it.
@@ -98,6 +101,8 @@ pub enum Act {
 pub struct Quota {
     telemetry: Pressure,
     all: Pressure,
+    /// Alarm generations that were compacted as far as that pays.
+    compacted: BTreeSet<u64>,
     /// Telemetry generations that were given up and still lie there: nothing more can be done about them.
     taken: BTreeSet<u64>,
     /// The lowest severity that alarm generations may still have; none if nothing of them can give way.
@@ -137,11 +142,18 @@ impl Quota {
         self.telemetry.measure(measured.telemetry, shares.telemetry);
         self.all.measure(measured.used(), shares.all);
         self.taken.retain(|number| telemetry.iter().any(|generation| generation.number == *number));
+        self.compacted.retain(|number| alarm.iter().any(|generation| generation.number == *number));
         self.lowest.retain(|number, _| alarm.iter().any(|generation| generation.number == *number));
 
         let oldest = telemetry.iter().find(|generation| !self.taken.contains(&generation.number));
         if let Some(old) = oldest.filter(|oldest| Some(oldest.number) == aged) {
             return if old.sealed { Act::Telemetry(*old, LossReason::Age) } else { Act::RotateTelemetry };
+        }
+        let loose = |generation: &&Generation| generation.sealed && !self.compacted.contains(&generation.number);
+        if self.all.evicting
+            && let Some(loose) = alarm.iter().find(loose)
+        {
+            return Act::CompactAlarms(loose.clone());
         }
         for pressure in [&mut self.telemetry, &mut self.all].into_iter().filter(|pressure| pressure.evicting) {
             match oldest {
@@ -171,6 +183,11 @@ impl Quota {
         }
         let open = generations.last().is_some_and(|open| open.waiting > 0);
         if open && !std::mem::replace(&mut self.all.rotated[0], true) { Act::RotateAlarms } else { Act::Nothing }
+    }
+
+    /// An alarm generation was compacted, or need not be.
+    pub fn alarms_compacted(&mut self, number: u64) {
+        self.compacted.insert(number);
     }
 
     /// A telemetry generation was given up.
@@ -303,6 +320,10 @@ mod tests {
                     Act::Nothing => break (measured, shares),
                     Act::RotateTelemetry => rotate(&mut telemetry),
                     Act::RotateAlarms => rotate(&mut alarm),
+                    Act::CompactAlarms(generation) => {
+                        prop_assert!(alarm.iter().any(|of| of.number == generation.number && of.sealed));
+                        quota.alarms_compacted(generation.number);
+                    }
                     Act::Telemetry(generation, reason) => {
                         prop_assert_eq!((generation.number, reason), (telemetry[0].number, LossReason::Quota));
                         prop_assert!(telemetry[0].sealed);
@@ -365,6 +386,7 @@ mod tests {
                 match quota.next(&measured, &shares, &seen(&alarm), &seen(&telemetry), None) {
                     Act::Nothing => break,
                     Act::RotateTelemetry => rotate(&mut telemetry),
+                    Act::CompactAlarms(generation) => quota.alarms_compacted(generation.number),
                     Act::Telemetry(generation, _) => {
                         telemetry.retain(|of| of.number != generation.number);
                         quota.telemetry_taken(generation.number);
@@ -442,6 +464,10 @@ mod tests {
         let mut quota = Quota::default();
         let full = used(1, 150);
         quota.telemetry_taken(1);
+        for number in [1, 2] {
+            assert_eq!(next(&mut quota, &full, None), Act::CompactAlarms(generation(number, true)));
+            quota.alarms_compacted(number);
+        }
         assert_eq!(next(&mut quota, &full, None), Act::Telemetry(generation(2, true), LossReason::Quota));
         quota.telemetry_taken(2);
         assert_eq!(next(&mut quota, &full, None), Act::RotateTelemetry);

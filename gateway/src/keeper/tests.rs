@@ -34,6 +34,8 @@ use crate::{
 const KIB: u64 = 1 << 10;
 /// Far below the configuration's minimum, so that a test writes little.
 const MAX_SIZE: u64 = 4 << 20;
+/// A generation of that quota.
+const GENERATION: u64 = 128 * KIB;
 const HOUR: Duration = Duration::from_secs(3_600);
 /// A store, a pipeline and a keeper that is told when to look.
 struct Rig {
@@ -78,7 +80,7 @@ fn rule(severity: Severity) -> Rule {
 
 impl Rig {
     fn new() -> Self {
-        Self::of(MAX_SIZE, 128 * KIB, 24 * HOUR)
+        Self::of(MAX_SIZE, GENERATION, 24 * HOUR)
     }
 
     fn of(max_size: u64, generation_size: u64, telemetry_max_age: Duration) -> Self {
@@ -287,6 +289,27 @@ async fn telemetry_goes_first_then_the_least_severe_alarms_and_all_of_it_is_decl
     let shown = rig.keeper.task.board.outbox().expect("measured");
     assert!(shown.disk_bytes <= MAX_SIZE && shown.quota_bytes == MAX_SIZE, "{shown:?}");
     assert!(Lane::ALL.into_iter().all(|lane| rig.evictions(lane, LossReason::Quota) > 0));
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn alarms_are_packed_before_any_is_given_up() {
+    let mut rig = Rig::new();
+    let (_, shares) = rig.measured();
+    // What waits needs a third of the room; with all states in between it would not fit.
+    while rig.keeper.task.store.head(Lane::Alarm).borrow().bytes < shares.all / 3 {
+        for on in [true, false].repeat(10) {
+            rig.message(vec![Reading::good(point("panel/high"), Value::Bool(on), at(0))]).await;
+        }
+        rig.turn().await;
+    }
+    let generations = rig.keeper.task.store.generations(Lane::Alarm).await.expect("answers");
+    let sealed = generations.last().expect("one is open").number - 1;
+    assert!(sealed * GENERATION > shares.all, "{sealed} were full: there was room for all of them");
+    assert_eq!(rig.declared(Lane::Alarm).await, BTreeMap::new());
+    assert_eq!(rig.audit().await, Ok(()));
+    let (measured, shares) = rig.measured();
+    assert!(measured.used() <= shares.all, "{measured:?} {shares:?}");
     rig.close().await;
 }
 

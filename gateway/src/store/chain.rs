@@ -122,6 +122,7 @@ pub(super) struct Chain {
     settled_saved: Vec<(u64, u64)>,
     /// Positions of records that are gone: never handed out, not settled before that is declared.
     missing: RangeInclusiveSet<u64>,
+    given_up: u64,
     oldest: Option<Oldest>,
     readers: Readers,
     head: watch::Sender<Head>,
@@ -139,7 +140,7 @@ impl Chain {
         let numbering = Numbering { epoch: epoch.clone(), next_position: found.next_position };
         let status = LaneStatus { epoch: epoch.epoch.clone(), next: numbering.next(), settled: 0 };
         let (next_position, oldest) = (found.next_position, None);
-        let head = Head { status, next_position, records: 0, bytes: 0, missing: 0, oldest };
+        let head = Head { status, next_position, records: 0, bytes: 0, missing: 0, given_up: 0, oldest };
         let session = found.word(word::SESSION).unwrap_or(0);
         let (earlier, empty): (Vec<_>, Vec<_>) =
             found.epochs.iter().filter(|known| known.epoch != epoch.epoch).cloned().partition(|e| e.base < epoch.base);
@@ -180,6 +181,7 @@ impl Chain {
             settled_saved: found.settled.runs().collect(),
             settled: found.settled,
             missing: RangeInclusiveSet::new(),
+            given_up: 0,
             oldest: None,
             readers: Readers::default(),
             head: watch::Sender::new(head),
@@ -290,6 +292,12 @@ impl Chain {
         for &position in positions {
             self.settle(position, position);
         }
+    }
+
+    /// Settles a run of positions that were not delivered.
+    pub(super) fn give_up(&mut self, first: u64, last: u64) {
+        self.settle(first, last);
+        self.given_up += 1;
     }
 
     /// Settles a run of positions, missing ones included.
@@ -470,7 +478,7 @@ impl Chain {
             chain.put(Put::word(word::SESSION, &self.session));
         }
         chain.head = self.head.clone();
-        chain.is_tight = true;
+        (chain.is_tight, chain.given_up) = (true, self.given_up);
         // What failed may have come after it, such as the next generation; without records it can be written again.
         let has_records = group.iter().any(|write| !write.records.is_empty());
         let written = has_records && chain.durable.next_position == self.staged.next_position;
@@ -505,6 +513,7 @@ impl Chain {
             records: self.waiting(),
             bytes: self.parts.iter().map(Part::waiting_bytes).sum(),
             missing: generations::count(&self.missing),
+            given_up: self.given_up,
             oldest: self.oldest.as_ref().map(|(_, boot, recorded)| (boot.clone(), *recorded)),
         };
         let lane = [self.lane.as_str()];

@@ -277,7 +277,7 @@ impl Committer {
                 self.write_within(CONFIRM_WAIT_MAX_MS);
             }
             Job::Settle { positions, done } => {
-                positions.iter().for_each(|(first, last)| self.chain.settle(*first, *last));
+                positions.iter().for_each(|(first, last)| self.chain.give_up(*first, *last));
                 self.answer_with_group(done);
             }
             Job::Rotate(done) => {

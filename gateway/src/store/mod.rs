@@ -220,6 +220,8 @@ pub struct Head {
     pub bytes: u64,
     /// Records that are lost and not yet declared, see [`Store::lost`].
     pub missing: u64,
+    /// Runs settled by [`Store::settle`] since the store was opened: what never arrives, and nothing can follow from.
+    pub given_up: u64,
     /// When the oldest waiting one was recorded.
     pub oldest: Option<(BootId, Now)>,
 }

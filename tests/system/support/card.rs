@@ -90,6 +90,16 @@ impl Card {
         let _full = foreign.sync_all();
     }
 
+    /// Lets a file of somebody else take all but so many bytes, durably.
+    pub(crate) fn leave(&self, bytes: u64) {
+        take_room(&self.foreign(), self.free().saturating_sub(bytes));
+    }
+
+    /// Lets a file of somebody else lie among the outbox's own, durably: it counts as part of the outbox.
+    pub(crate) fn crowd_outbox(&self, bytes: u64) {
+        take_room(&self.intruder(), bytes);
+    }
+
     /// Gives so much of that back.
     pub(crate) fn give_back(&self, bytes: u64) {
         let foreign = fs::File::options().write(true).open(self.foreign()).expect("it was filled");
@@ -98,9 +108,11 @@ impl Card {
         foreign.sync_all().expect("cutting takes no room");
     }
 
-    /// Takes the foreign file away.
+    /// Takes the foreign files away.
     pub(crate) fn clean(&self) {
-        fs::remove_file(self.foreign()).expect("it was filled");
+        for file in [self.foreign(), self.intruder()].iter().filter(|file| file.exists()) {
+            fs::remove_file(file).expect("ours to remove");
+        }
     }
 
     /// Bytes that anybody may still write.
@@ -117,6 +129,10 @@ impl Card {
 
     fn foreign(&self) -> PathBuf {
         self.path().join("foreign")
+    }
+
+    fn intruder(&self) -> PathBuf {
+        self.outbox().join("foreign")
     }
 
     /// Where it is mounted.
@@ -190,6 +206,12 @@ impl Drop for Card {
         // It may not have been mounted. `--lazy` only matters if a test failed with the gateway still alive.
         let _absent = tool("umount", &["--lazy", &text(&self.path())]);
     }
+}
+
+fn take_room(file: &Path, bytes: u64) {
+    let file = fs::File::create(file).expect("a foreign file");
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes).expect("there is room");
+    file.sync_all().expect("there is room");
 }
 
 fn text(path: &Path) -> String {

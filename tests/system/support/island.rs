@@ -14,6 +14,7 @@ use std::{
 use super::{
     broker::Access,
     card::Card,
+    ledger::Summary,
     load::random_moment,
     park::{Park, Plan, configuration},
     pause,
@@ -27,6 +28,10 @@ const RUNS_ON_MIN: Duration = Duration::from_millis(20);
 const RUNS_ON_MORE: Duration = Duration::from_millis(60);
 /// A retained state follows its event within a round trip.
 const STATE_PATIENCE: Duration = Duration::from_secs(20);
+/// Less than the gateway leaves to others, and enough for some generations of a small outbox.
+const LITTLE_ROOM: u64 = 7 << 20;
+/// More than a small outbox may take.
+const MUCH: u64 = 16 << 20;
 /// They wait for a disk, for each other and for time-outs more than they work.
 const SIDE_BY_SIDE: usize = 6;
 
@@ -40,6 +45,17 @@ pub(crate) struct Island {
     pub(crate) under: Vec<String>,
     slowest_start: Duration,
     broker: Uplink,
+    may_give_up: GivesUp,
+}
+
+/// What gives way to pressure on the outbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum GivesUp {
+    Nothing,
+    /// Others fill the disk.
+    Telemetry,
+    /// The outbox is larger than it may be.
+    All,
 }
 
 /// Whether the gateway can reach its command center.
@@ -56,6 +72,8 @@ pub(crate) struct Proof {
     pub(crate) blows: u64,
     pub(crate) acknowledged: u64,
     pub(crate) delivered: u64,
+    /// Of those that were not, as many as the gateway declared where it had to give something up.
+    pub(crate) declared: u64,
     pub(crate) repeated: u64,
     pub(crate) wrong_states: u64,
     pub(crate) slowest_start: Duration,
@@ -66,11 +84,11 @@ pub(crate) struct Proof {
 impl Proof {
     /// What the columns of its line mean.
     pub(crate) const HEADER: &'static str =
-        " | acknowledged | delivered | lost | repeated | wrong states | slowest start";
+        " | acknowledged | delivered | declared | lost | repeated | wrong states | slowest start";
 
-    /// Events that were promised and never came.
+    /// Events that were promised and never came, without a word.
     pub(crate) const fn lost(&self) -> u64 {
-        self.acknowledged - self.delivered
+        self.acknowledged - self.delivered - self.declared
     }
 
     /// Fails unless every promise was kept.
@@ -83,9 +101,9 @@ impl Proof {
 
 impl fmt::Display for Proof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { blows, acknowledged, delivered, repeated, wrong_states, slowest_start, faults: _ } = self;
+        let Self { blows, acknowledged, delivered, declared, repeated, wrong_states, slowest_start, faults: _ } = self;
         let (lost, slowest_s) = (self.lost(), slowest_start.as_secs_f64());
-        write!(f, "{blows:>4} | {acknowledged:>12} | {delivered:>9} | {lost:>4} | {repeated:>8} ")?;
+        write!(f, "{blows:>4} | {acknowledged:>12} | {delivered:>9} | {declared:>8} | {lost:>4} | {repeated:>8} ")?;
         write!(f, "| {wrong_states:>12} | {slowest_s:>11.2} s")
     }
 }
@@ -95,6 +113,7 @@ impl AddAssign for Proof {
         self.blows += other.blows;
         self.acknowledged += other.acknowledged;
         self.delivered += other.delivered;
+        self.declared += other.declared;
         self.repeated += other.repeated;
         self.wrong_states += other.wrong_states;
         self.slowest_start = self.slowest_start.max(other.slowest_start);
@@ -103,12 +122,7 @@ impl AddAssign for Proof {
 }
 
 impl Island {
-    /// Everything but the gateway's process; the card is new.
-    pub(crate) fn furnish(dice: fastrand::Rng) -> Self {
-        Self::furnish_on(Card::insert(), "256MiB", dice)
-    }
-
-    /// The same on this card, with an outbox of at most this size.
+    /// Everything but the gateway's process, with an outbox of at most this size on this card.
     pub(crate) fn furnish_on(card: Card, max_size: &str, dice: fastrand::Rng) -> Self {
         let body = witnesses::body();
         let plan = Plan { access: Access::Open, command_center: "", body: &body };
@@ -118,7 +132,28 @@ impl Island {
         let on_card = toml.replace("{dir}/outbox", &outbox);
         assert_ne!(on_card, toml, "the outbox lies elsewhere");
         park.gateway.configure(&on_card);
-        Self { park, card, dice, under: Vec::new(), slowest_start: Duration::ZERO, broker: Uplink::Here }
+        let (slowest_start, broker, may_give_up) = (Duration::ZERO, Uplink::Here, GivesUp::Nothing);
+        Self { park, card, dice, under: Vec::new(), slowest_start, broker, may_give_up }
+    }
+
+    /// Takes room away, until the card is cleaned, so that this must give way.
+    pub(crate) fn press(&mut self, what: GivesUp) {
+        match what {
+            GivesUp::Nothing => {}
+            GivesUp::Telemetry => self.card.leave(LITTLE_ROOM),
+            GivesUp::All => self.card.crowd_outbox(MUCH),
+        }
+        self.may_give_up = self.may_give_up.max(what);
+    }
+
+    /// What nothing excuses so far, of all that did not arrive.
+    pub(crate) const fn lost_without_reason(&self, kept: &Kept) -> u64 {
+        match self.may_give_up {
+            GivesUp::Nothing => kept.lost(),
+            GivesUp::Telemetry => kept.alarms_lost,
+            // What was declared is known at the end.
+            GivesUp::All => 0,
+        }
     }
 
     /// Takes the broker away, or brings it back with a subscriber. It may save what it keeps, and has nothing under way.
@@ -201,26 +236,40 @@ impl Island {
     }
 
     /// What became of the promises, after [`Island::recover`].
-    pub(crate) fn proof(&self, witnesses: &Witnesses, blows: u64) -> Proof {
+    pub(crate) fn proof(&mut self, witnesses: &Witnesses, blows: u64) -> Proof {
         let kept = self.wait_for_states(witnesses);
+        let in_memory = self.park.gateway.metric("gardu_outbox_in_memory") > 0.0;
+        if self.may_give_up > GivesUp::Nothing {
+            // Its last status says how far it has come.
+            self.park.stop();
+        }
         let ledger = self.park.center.ledger();
         let mut faults = Vec::new();
-        match ledger.complete() {
-            Ok(summary) if summary.declared_lost == 0 => {}
-            Ok(summary) => faults.push(format!("{} numbers were declared lost", summary.declared_lost)),
-            Err(fault) => faults.push(fault),
+        let summary = ledger.complete().unwrap_or_else(|fault| {
+            faults.push(fault);
+            Summary::default()
+        });
+        let declared_alarms = summary.declared_alarms as u64;
+        let declared_telemetry = summary.declared_lost as u64 - declared_alarms;
+        if (declared_alarms > 0 && self.may_give_up < GivesUp::All)
+            || (declared_telemetry > 0 && self.may_give_up < GivesUp::Telemetry)
+        {
+            faults.push(format!("{declared_alarms} alarms and {declared_telemetry} of telemetry were declared lost"));
         }
-        if self.park.gateway.metric("gardu_outbox_in_memory") > 0.0 {
+        if in_memory {
             faults.push("the outbox could not be used".to_owned());
         }
+        // One record each, as nobody publishes before the last message is confirmed.
+        let declared = kept.alarms_lost.min(declared_alarms) + kept.telemetry_lost().min(declared_telemetry);
         // Under a program that lies to it, it may lose.
-        if self.under.is_empty() && (kept.lost() > 0 || kept.wrong_states > 0 || !faults.is_empty()) {
+        if self.under.is_empty() && (kept.lost() > declared || kept.wrong_states > 0 || !faults.is_empty()) {
             eprintln!("{kept:?} {faults:?}\n{}\n{}", ledger.outline(), self.park.gateway.log());
         }
         Proof {
             blows,
             acknowledged: kept.acknowledged,
             delivered: kept.delivered,
+            declared,
             repeated: ledger.duplicates,
             wrong_states: kept.wrong_states,
             slowest_start: self.slowest_start,

@@ -190,6 +190,9 @@ impl Ledger {
             summary.arrived += stream.arrived.len();
             summary.settled += stream.settled;
             summary.declared_lost += lost.len();
+            if *lane == 'a' {
+                summary.declared_alarms += lost.len();
+            }
         }
         Ok(summary)
     }
@@ -241,6 +244,8 @@ pub(crate) struct Summary {
     pub(crate) settled: u64,
     /// Settled numbers that were declared lost.
     pub(crate) declared_lost: usize,
+    /// Of these, those of lane a.
+    pub(crate) declared_alarms: usize,
     /// Repeats.
     pub(crate) duplicates: u64,
 }

@@ -50,6 +50,8 @@ enum Now {
     /// Each ends what it has under way.
     #[default]
     Rest,
+    /// Sensors only.
+    Measure,
     Work,
     Over,
 }
@@ -72,6 +74,11 @@ impl Kept {
     pub(crate) const fn lost(&self) -> u64 {
         self.acknowledged - self.delivered
     }
+
+    /// Of these, those to sensors.
+    pub(crate) const fn telemetry_lost(&self) -> u64 {
+        self.lost() - self.alarms_lost
+    }
 }
 
 impl Witnesses {
@@ -90,10 +97,10 @@ impl Witnesses {
                     };
                     let mut publisher = Publisher::new(port, version, name);
                     for n in 1.. {
-                        if !self.may_go_on() {
+                        let is_camera = place < CAMERA_NAMES.len();
+                        if !self.may_go_on(is_camera) {
                             return;
                         }
-                        let is_camera = place < CAMERA_NAMES.len();
                         let payload = if is_camera { is_active(n).to_string() } else { n.to_string() };
                         publisher.publish(&topic, &payload);
                         self.shift().promised[place] = n;
@@ -111,6 +118,11 @@ impl Witnesses {
         self.tell(Now::Work);
     }
 
+    /// Lets only the sensors publish.
+    pub(crate) fn measure(&self) {
+        self.tell(Now::Measure);
+    }
+
     /// Lets each end what it has under way, and no more.
     pub(crate) fn rest(&self) {
         self.tell(Now::Rest);
@@ -124,6 +136,13 @@ impl Witnesses {
     /// Waits until so many messages are confirmed.
     pub(crate) fn wait_for(&self, acknowledged: u64) {
         self.wait("publishers to get on", |shift| shift.promised.iter().sum::<u64>() >= acknowledged);
+    }
+
+    /// Waits until so many more levels of each sensor are confirmed.
+    pub(crate) fn wait_for_levels(&self, more: u64) {
+        let least = |shift: &Shift| shift.promised[CAMERA_NAMES.len()..].iter().copied().min().unwrap_or(0);
+        let enough = least(&self.shift()) + more;
+        self.wait("sensors to get on", |shift| least(shift) >= enough);
     }
 
     /// Waits until they rest: whatever was sent is confirmed.
@@ -153,14 +172,18 @@ impl Witnesses {
         kept
     }
 
-    fn may_go_on(&self) -> bool {
+    fn may_go_on(&self, is_camera: bool) -> bool {
         let mut shift = self.shift();
         shift.idle += 1;
         self.changed.notify_all();
-        let rests = |shift: &mut Shift| shift.now == Now::Rest;
+        let rests = |shift: &mut Shift| match shift.now {
+            Now::Rest => true,
+            Now::Measure => is_camera,
+            Now::Work | Now::Over => false,
+        };
         let mut shift = self.changed.wait_while(shift, rests).expect("no panic while the shift is held");
         shift.idle -= 1;
-        shift.now == Now::Work
+        shift.now != Now::Over
     }
 
     fn wait(&self, what: &str, so: impl Fn(&Shift) -> bool) {

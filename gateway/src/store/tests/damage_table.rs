@@ -1,6 +1,6 @@
 //! Damage at rest, file by file: whatever became of one of them, the store opens, invents nothing, and what waited is there
-//! or told to be lost. With `GARDU_CUT_EVERY` each file is cut every so many bytes and each block zeroed; `GARDU_SEED` repeats
-//! the places of an earlier run.
+//! or told to be lost. With `GARDU_CUT_EVERY` each file is cut every so many bytes (where only zeros follow, at each block)
+//! and each block zeroed; `GARDU_SEED` repeats the places of an earlier run.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -354,7 +354,8 @@ fn plan(root: &Path, cut_every: Option<usize>, random: &mut fastrand::Rng) -> Ve
     let (files, folders) = targets(root);
     let mut plan = Vec::new();
     for file in files {
-        let len = usize::try_from(root.join(&file).metadata().expect("a file").len()).expect("small");
+        let contents = fs::read(root.join(&file)).expect("reads");
+        let (len, written) = (contents.len(), contents.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
         let is_data = file.ends_with("db");
         // Beside the data nothing of a sealed generation is read: of that few trials are enough.
         let is_sealed = folders.iter().any(|folder| file.starts_with(folder) && !is_open(folder));
@@ -364,10 +365,11 @@ fn plan(root: &Path, cut_every: Option<usize>, random: &mut fastrand::Rng) -> Ve
             let mut somewhere = || random.usize(0..len);
             let sample =
                 [Damage::Flipped(1), Damage::Flipped(20), Damage::Cut(somewhere()), Damage::Zeroed(somewhere())];
-            // The ballast is read by nobody.
-            if let Some(bytes) = cut_every.filter(|_| !file.ends_with("ballast")) {
+            // What is kept for a full disk is read by nobody.
+            if let Some(bytes) = cut_every.filter(|_| !file.ends_with("ballast") && !file.ends_with("reserve")) {
                 damages.extend((0..40).flat_map(|_| [Damage::Flipped(1), Damage::Flipped(20)]));
-                damages.extend((0..len).step_by(bytes).map(Damage::Cut));
+                damages.extend((0..written).step_by(bytes).map(Damage::Cut));
+                damages.extend((written..len).step_by(BLOCK).map(Damage::Cut));
                 damages.extend((0..len).step_by(BLOCK).map(Damage::Zeroed));
             } else if is_data {
                 damages.extend(sample);
@@ -418,6 +420,7 @@ fn whatever_is_damaged_it_opens_and_what_is_lost_is_told() {
     let runtime = || tokio::runtime::Builder::new_current_thread().build().expect("runtime");
     let written = runtime().block_on(Written::new());
     let plan = plan(written.killed.path(), cut_every, &mut fastrand::Rng::with_seed(seed));
+    println!("seed {seed}: {} trials", plan.len());
     let (next, results) = (AtomicUsize::new(0), Mutex::new((BTreeMap::<_, Trial>::new(), Vec::new())));
     let work = || {
         loop {

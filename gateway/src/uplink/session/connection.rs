@@ -28,7 +28,7 @@ use crate::{
     command::Answer,
     config::BrokerUrl,
     metrics::{Histogram, IntCounter},
-    record::Lane,
+    record::{Epoch, Lane},
     store::{Head, StoreError, Stored, Unproven},
     uplink::{
         delivery::{Delivery, Hold, Queue, Want, is_overdue},
@@ -192,6 +192,8 @@ enum Done {
         newest: BTreeMap<AlarmId, Stored>,
         present: Vec<AlarmState>,
     },
+    /// The alarms whose last events are settled, after some were given up.
+    LookedAtGivenUp(Vec<AlarmState>),
     /// The first earlier broker that answers, if any does.
     LookedBack(Option<usize>),
     /// Whether a connection with the changed certificate files would do.
@@ -247,6 +249,10 @@ pub(super) struct Connection<'a> {
     to_follow: BTreeMap<AlarmId, Stored>,
     /// The last event of each alarm that the store is known to have told of. Bounded in the same way.
     told: HashMap<AlarmId, Told>,
+    /// The event that each alarm's retained topic shows. Bounded in the same way.
+    shown: HashMap<AlarmId, (Epoch, u64)>,
+    /// What was given up of lane a when retained topics were last compared with the store.
+    given_up: u64,
     /// Whether the store is being asked for the present states of some.
     following: bool,
     /// Queues for which the store is being read.
@@ -317,6 +323,8 @@ impl<'a> Connection<'a> {
             states: BTreeMap::new(),
             to_follow: BTreeMap::new(),
             told: HashMap::new(),
+            shown: HashMap::new(),
+            given_up: 0,
             following: false,
             reading: Vec::new(),
             sent_at: HashMap::new(),
@@ -443,6 +451,7 @@ impl<'a> Connection<'a> {
                 self.delivery.offer(want, records, next_position);
             }
             Done::Followed { newest, present } => self.followed(newest, present),
+            Done::LookedAtGivenUp(settled) => self.looked_at_given_up(&settled),
             Done::LookedBack(found) => self.looked_back(found),
             Done::LookedAtCertificates(outcome) => self.looked_at_certificates(outcome),
         }

@@ -11,12 +11,13 @@ use crate::{
     pipeline::Input,
     record::{Body, Epoch, Lane, LaneStatus, LastKnown, Record},
     status::Link,
-    store::{Head, StoreError},
+    store::{Head, Store, StoreError},
+    supervise::Beat,
     uplink::{
         READBACK,
         delivery::Hold,
         message::{self, CONTENT_TYPE_EVENT, CONTENT_TYPE_JSON, Message},
-        session::{UplinkTask, WINDOW},
+        session::WINDOW,
     },
     wire::{Limits, Retain},
 };
@@ -125,16 +126,22 @@ impl Connection<'_> {
     }
 
     async fn correct_alarms(&mut self) -> Result<(), StoreError> {
+        self.given_up = self.heads[index(Lane::Alarm)].borrow().given_up;
         let alarms = self.task.store.alarms().await?;
         let head = self.heads[index(Lane::Alarm)].borrow().clone();
-        let unconfirmed = unconfirmed(self.task, &head, &alarms).await?;
+        let unconfirmed = unconfirmed(&self.task.store, &self.task.beat, &head, &alarms).await?;
         let read_back = std::mem::take(&mut self.read_back);
         let mut follows = HashSet::new();
         let now = self.task.clock.now();
         for state in &alarms {
             if state.told.as_ref().is_some_and(|told| unconfirmed.contains(&number(told))) {
                 follows.insert(state.last.alarm.as_str()); // its event is on the way, and this topic goes after it
-            } else if stands(state) {
+                continue;
+            }
+            if let Some(told) = &state.told {
+                self.shown.insert(state.last.alarm.clone(), number(told));
+            }
+            if stands(state) {
                 follows.insert(state.last.alarm.as_str());
                 // Unnumbered states cannot be published: no receiver could tell which of two is newer.
                 if let Some(record) = record_of(state)
@@ -160,8 +167,9 @@ fn rolled_back(known: LastKnown, durable: oneshot::Sender<()>) -> Input {
 }
 
 /// Which alarms' last events still wait in the store.
-async fn unconfirmed(
-    task: &UplinkTask,
+pub(super) async fn unconfirmed(
+    store: &Store,
+    beat: &Beat,
     head: &Head,
     alarms: &[AlarmState],
 ) -> Result<HashSet<(Epoch, u64)>, StoreError> {
@@ -171,16 +179,16 @@ async fn unconfirmed(
     let (present, asked): (HashSet<_>, HashSet<_>) = numbered.partition(|(of, _)| of == epoch);
     let mut found = HashSet::new();
     for id in present.into_iter().filter(|(_, sequence)| sequence > settled) {
-        let waits = task.store.read(Lane::Alarm, base + id.1, 1).await?;
+        let waits = store.read(Lane::Alarm, base + id.1, 1).await?;
         found.extend(waits.iter().any(|stored| stored.position == base + id.1).then_some(id));
     }
     // Where numbers of older epochs lie is not known; all of them lie before the present ones.
     let (mut missing, mut from) = (asked.len(), 0);
     while missing > 0 && from <= base {
-        let page = task.store.read(Lane::Alarm, from, SCAN_PAGE).await?;
+        let page = store.read(Lane::Alarm, from, SCAN_PAGE).await?;
         let Some(last) = page.last() else { break };
         from = last.position + 1;
-        task.beat.mark();
+        beat.mark();
         let ids = page.into_iter().map(|stored| (stored.record.epoch, stored.record.sequence));
         for id in ids.filter(|id| asked.contains(id)) {
             missing -= 1;
@@ -190,12 +198,12 @@ async fn unconfirmed(
     Ok(found)
 }
 
-fn number(told: &Told) -> (Epoch, u64) {
+pub(super) fn number(told: &Told) -> (Epoch, u64) {
     (told.epoch.clone(), told.sequence)
 }
 
 /// The record that carried an alarm's last transition.
-fn record_of(state: &AlarmState) -> Option<Record> {
+pub(super) fn record_of(state: &AlarmState) -> Option<Record> {
     let Told { epoch, sequence, boot, recorded } = state.told.clone()?;
     let body = Body::Alarm(Box::new(state.last.clone()));
     Some(Record { lane: Lane::Alarm, epoch, sequence, boot, recorded, body })

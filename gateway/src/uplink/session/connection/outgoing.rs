@@ -4,12 +4,16 @@ use std::collections::BTreeMap;
 
 use tokio::sync::oneshot;
 
-use super::{CONFIRMS_AT_ONCE, Connection, Done, Phase, REFUSED_AGAIN_MS, Side, SideSent, SideWaits, index, publish};
+use super::{
+    CONFIRMS_AT_ONCE, Connection, Done, Phase, REFUSED_AGAIN_MS, Side, SideSent, SideWaits,
+    beginning::{number, record_of, unconfirmed},
+    index, publish,
+};
 use crate::{
     alarm::{AlarmId, AlarmState, Told},
     clock::Now,
     pipeline::Input,
-    record::{Body, Lane, Record, Refused},
+    record::{Body, Epoch, Lane, Record, Refused},
     store::{StoreError, Stored},
     uplink::{
         delivery::Queue,
@@ -21,6 +25,8 @@ use crate::{
 impl Connection<'_> {
     /// Tells the store what has arrived, and makes ready what follows from it.
     pub(super) async fn settle(&mut self) -> Result<(), StoreError> {
+        // At most once a second: all alarms are looked at.
+        let given_up = self.settle_now && self.heads[index(Lane::Alarm)].borrow().given_up != self.given_up;
         let more_to_come = self.delivery.in_flight() > 0 && self.delivered.len() < CONFIRMS_AT_ONCE;
         let delivered = if more_to_come && !self.settle_now { Vec::new() } else { std::mem::take(&mut self.delivered) };
         self.settle_now = false;
@@ -41,6 +47,8 @@ impl Connection<'_> {
         }
         if self.phase == Phase::Beginning {
             self.begin().await?;
+        } else if self.phase == Phase::Delivering && given_up {
+            self.look_at_given_up();
         }
         if matches!(self.phase, Phase::Draining { .. }) && self.delivery.in_flight() == 0 {
             self.leave();
@@ -111,7 +119,44 @@ impl Connection<'_> {
         self.follow();
     }
 
+    /// An event that was given up takes no retained topic along: asks the store what they should show.
+    fn look_at_given_up(&mut self) {
+        let head = self.heads[index(Lane::Alarm)].clone();
+        self.given_up = head.borrow().given_up;
+        let (store, beat) = (self.task.store.clone(), self.task.beat.clone());
+        self.pending.push(Box::pin(async move {
+            let settled = async {
+                let mut alarms = store.alarms().await?;
+                let head = head.borrow().clone();
+                let unconfirmed = unconfirmed(&store, &beat, &head, &alarms).await?;
+                alarms.retain(|state| state.told.as_ref().is_some_and(|told| !unconfirmed.contains(&number(told))));
+                Ok::<_, StoreError>(alarms)
+            };
+            // A store that cannot answer ends the daemon by itself.
+            Done::LookedAtGivenUp(settled.await.unwrap_or_default())
+        }));
+    }
+
+    /// Retained topics of alarms whose last event is not on its way show their states.
+    pub(super) fn looked_at_given_up(&mut self, settled: &[AlarmState]) {
+        let now = self.task.clock.now();
+        for state in settled {
+            let told = state.told.as_ref().map(number);
+            if self.shown.get(&state.last.alarm) != told.as_ref()
+                && let Some(record) = record_of(state)
+            {
+                self.queue_state(&record, now);
+            }
+        }
+    }
+
     pub(super) fn queue_state(&mut self, record: &Record, now: Now) {
+        let Body::Alarm(transition) = &record.body else { return };
+        let newer = |(epoch, sequence): &(Epoch, u64)| *epoch == record.epoch && *sequence > record.sequence;
+        if self.shown.get(&transition.alarm).is_some_and(newer) {
+            return;
+        }
+        self.shown.insert(transition.alarm.clone(), (record.epoch.clone(), record.sequence));
         let sent = Sent { boot: self.task.clock.boot(), at: now };
         if let Some(message) = message::alarm_state(record, &self.boots.borrow(), &self.task.about, sent) {
             self.states.insert(message.topic.clone(), publish(message, Retain::Yes, CONTENT_TYPE_EVENT));

@@ -18,6 +18,7 @@ use tokio::{
 
 use super::*;
 use crate::{
+    alarm::{Severity, State},
     clock::{BootId, Clock},
     config::{CommandCenter, DeliveredWhen, Language, MqttVersion, Scheme, TlsFiles},
     metrics::Metrics,
@@ -237,6 +238,20 @@ impl Director {
         let record = Record { lane: Lane::Alarm, epoch, sequence, boot, recorded, body };
         self.store.commit(Commit { records: vec![record], ..Commit::default() }).await.expect("it is stored");
     }
+
+    /// An alarm that stands, with its record of lane a; returns the record's id.
+    async fn alarm(&self, sequence: u64) -> String {
+        let epoch = self.store.head(Lane::Alarm).borrow().status.epoch.clone();
+        let (boot, recorded) = (self.clock.boot().clone(), self.clock.now());
+        let last = status::tests::transition("panel/door", Severity::High, State::Unack, recorded);
+        let told = Told { epoch: epoch.clone(), sequence, boot: boot.clone(), recorded };
+        let state = AlarmState { configured: true, told: Some(told), last: last.clone() };
+        let record = Record { lane: Lane::Alarm, epoch, sequence, boot, recorded, body: Body::Alarm(Box::new(last)) };
+        let id = record.id();
+        let commit = Commit { records: vec![record], alarms: vec![state], ..Commit::default() };
+        self.store.commit(commit).await.expect("it is stored");
+        id
+    }
 }
 
 /// One connection of the broker.
@@ -455,6 +470,40 @@ async fn a_refused_status_is_said_again_before_the_next_is_due() {
         })
         .await;
     assert!(matches!(end, End::Stopped), "{end:?}");
+}
+
+#[tokio::test]
+async fn the_retained_topic_of_an_alarm_shows_its_state_also_when_its_event_is_given_up() {
+    // The broker never takes the event.
+    let swallowing: Answers = |topic, _| (!topic.starts_with("event/")).then_some(0);
+    for given_up in [true, false] {
+        let (end, shown) = scene(MqttVersion::V5, swallowing, &[])
+            .await
+            .run(async |director| {
+                director.hears("reply/readback").await;
+                director.later(6);
+                director.hears("status").await;
+                let id = director.alarm(1).await;
+                director.hears("event/high").await;
+                if given_up {
+                    director.store.settle(Lane::Alarm, vec![(1, 1)]).await.expect("settles");
+                    assert!(director.hears("alarm/panel/door/open").await.contains(&id));
+                }
+                director.shutdown.cancel();
+                director.let_time_fly(1);
+                let mut shown = 0;
+                loop {
+                    let (topic, _) = director.heard.recv().await.expect("the broker listens");
+                    match topic.as_str() {
+                        "e0" => break shown, // DISCONNECT
+                        _ => shown += u32::from(topic.starts_with("alarm/")),
+                    }
+                }
+            })
+            .await;
+        assert!(matches!(end, End::Stopped), "{end:?}");
+        assert_eq!(shown, 0, "once, and not before its event has arrived");
+    }
 }
 
 #[tokio::test]
