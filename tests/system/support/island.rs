@@ -21,8 +21,11 @@ use super::{
     witnesses::{self, Kept, Witnesses},
 };
 
-/// The gateway must be back in this time after whatever happened.
-pub(crate) const START_MAX: Duration = Duration::from_secs(5);
+/// The gateway must be back in this time after whatever happened, on a machine that does six such stories at once and
+/// whatever else. What it must do on a machine of its own is in the store's tests: 5 s.
+pub(crate) const START_MAX: Duration = Duration::from_secs(15);
+/// A start worth a look.
+const START_SLOW: Duration = Duration::from_secs(3);
 /// How long it runs on with a dead card: an acknowledgement then is a lie worth catching.
 const RUNS_ON_MIN: Duration = Duration::from_millis(20);
 const RUNS_ON_MORE: Duration = Duration::from_millis(60);
@@ -183,7 +186,11 @@ impl Island {
         let began = Instant::now();
         self.launch();
         self.park.gateway.wait_until_ready();
-        self.slowest_start = self.slowest_start.max(began.elapsed());
+        let took = began.elapsed();
+        if took > START_SLOW {
+            eprintln!("a start took {took:?}\n{}", self.park.gateway.log());
+        }
+        self.slowest_start = self.slowest_start.max(took);
     }
 
     /// Cuts the power under the running gateway, and brings it back.
