@@ -38,7 +38,8 @@ fn an_outbox_that_cannot_be_used_stops_no_alarm_and_loses_none() {
             witnesses.wait_for(SOME);
 
             // As the kernel leaves a card that it has given up, and the center is away.
-            island.set_uplink(Uplink::Away);
+            leaves(&mut island, &witnesses);
+            witnesses.wait_for(witnesses.acknowledged() + SOME);
             island.park.gateway.kill9();
             island.card.remount("ro");
             stands_in(&mut island, &["Read-only file system"]);
@@ -57,7 +58,7 @@ fn an_outbox_that_cannot_be_used_stops_no_alarm_and_loses_none() {
             assert!(String::from_utf8_lossy(&status.stdout).contains("THE OUTBOX CANNOT BE USED"), "{status:?}");
 
             // What waits in memory when the card is well again comes to the card, and goes out from there.
-            island.set_uplink(Uplink::Away);
+            leaves(&mut island, &witnesses);
             island.park.gateway.wait_for_metric(WAITING, |waiting| waiting >= HEARD);
             island.card.remount("rw");
             is_back(&mut island);
@@ -117,6 +118,15 @@ fn an_outbox_that_cannot_be_used_stops_no_alarm_and_loses_none() {
             assert_eq!(fs::read_dir(memory).expect("a folder").count(), 0, "everything was taken in");
         });
     });
+}
+
+/// The center goes away, with nothing under way to it; the witnesses go on.
+fn leaves(island: &mut Island, witnesses: &Witnesses) {
+    witnesses.rest();
+    witnesses.wait_until_idle();
+    island.settle();
+    island.set_uplink(Uplink::Away);
+    witnesses.work();
 }
 
 /// A start on an outbox that cannot be used: it goes on in memory, and says why.

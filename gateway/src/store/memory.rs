@@ -31,6 +31,8 @@ use crate::{
 
 /// What it may take: memory is shared with everything else on a small board.
 pub const SIZE_MAX: u64 = 16 << 20;
+/// What a store begins with is written in it.
+const FIRST_COMMIT: u64 = 1;
 /// Where systemd gives a service a folder in memory (`RuntimeDirectory=`).
 const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
 /// Where else there is one.
@@ -82,7 +84,9 @@ impl Left {
         let settled = Settled::load(&view.word::<Vec<_>>(word::SETTLED)?, next)?;
         let mut epochs: Vec<EpochMeta> = view.all(Kind::Epoch).map(|(_, meta)| meta).collect();
         epochs.sort_by_key(|epoch| epoch.base);
-        let states = states(view, &[Kind::Alarm, Kind::Answer, Kind::Count]);
+        // What has not changed here is only a copy, and what was copied need not have been on stable storage.
+        let changed = |commit: u64| commit > FIRST_COMMIT;
+        let states = states(view, &[Kind::Alarm, Kind::Answer, Kind::Count], changed);
         let session = view.word(word::SESSION).unwrap_or(0);
         (!epochs.is_empty()).then_some(Self { epochs, next, settled, states, session })
     }
@@ -92,7 +96,8 @@ impl Left {
 pub(super) fn seed(folder: &Path) -> Vec<Put> {
     let Some(view) = inspect::view(folder, Lane::Alarm) else { return Vec::new() };
     let session = view.word::<u64>(word::SESSION).map(|session| Put::word(word::SESSION, &session));
-    states(&view, &[Kind::Alarm, Kind::Answer, Kind::Boot, Kind::Count]).into_iter().chain(session).collect()
+    let all = |_| true;
+    states(&view, &[Kind::Alarm, Kind::Answer, Kind::Boot, Kind::Count], all).into_iter().chain(session).collect()
 }
 
 /// Alarms of the store in this folder whose last transition waits there: the center may not have it.
@@ -111,8 +116,8 @@ pub(super) fn untold(folder: &Path) -> Vec<AlarmId> {
     untold().unwrap_or_default()
 }
 
-fn states(view: &View, kinds: &[Kind]) -> Vec<Put> {
-    let of_kinds = view.entries.iter().filter(|((kind, _), _)| kinds.contains(kind));
+fn states(view: &View, kinds: &[Kind], which: impl Fn(u64) -> bool) -> Vec<Put> {
+    let of_kinds = view.entries.iter().filter(|((kind, _), (commit, _))| kinds.contains(kind) && which(*commit));
     of_kinds
         .map(|((kind, key), (_, payload))| Put { kind: *kind, key: key.clone(), payload: payload.clone() })
         .collect()

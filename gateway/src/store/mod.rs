@@ -522,8 +522,10 @@ impl Store {
             let mut head = lines.head.clone();
             let stored = head.borrow().status.clone();
             let delivered = |head: &Head| head.status.epoch != stored.epoch || head.status.settled + 1 >= stored.next;
-            // The sender goes with the store.
-            let _closed = head.wait_for(delivered).await;
+            if head.wait_for(delivered).await.is_err() {
+                // The store has ended, and nothing more is delivered from it.
+                std::future::pending::<()>().await;
+            }
         }
     }
 

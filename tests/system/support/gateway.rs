@@ -116,6 +116,12 @@ impl Gateway {
         child.wait().expect("it ended");
     }
 
+    /// Empties what systemd gives it in memory, as a power cut does.
+    pub(crate) fn wipe_memory(&self) {
+        let memory = self.dir.path().join("run");
+        fs::remove_dir_all(&memory).and_then(|()| fs::create_dir(memory)).expect("ours to empty");
+    }
+
     /// Asks it to stop, and waits until it has.
     pub(crate) fn sigterm(&mut self) -> Ended {
         let asked = Instant::now();
