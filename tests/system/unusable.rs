@@ -56,6 +56,8 @@ fn an_outbox_that_cannot_be_used_stops_no_alarm_and_loses_none() {
             island.park.center.wait_for_status("an unusable outbox in the status", unusable);
             let status = island.park.gateway.run(&["status"]);
             assert!(String::from_utf8_lossy(&status.stdout).contains("THE OUTBOX CANNOT BE USED"), "{status:?}");
+            let outbox = island.park.gateway.run(&["outbox", "status"]);
+            assert!(String::from_utf8_lossy(&outbox.stdout).contains("THE OUTBOX CANNOT BE USED"), "{outbox:?}");
 
             // What waits in memory when the card is well again comes to the card, and goes out from there.
             leaves(&mut island, &witnesses);

@@ -499,6 +499,10 @@ impl Chain {
         self.parts.iter().map(|part| part.waiting).sum()
     }
 
+    fn waiting_bytes(&self) -> u64 {
+        self.parts.iter().map(Part::waiting_bytes).sum()
+    }
+
     /// Tells everyone how far the chain has come, if that changed.
     pub(super) fn publish(&mut self) -> Result<(), StoreError> {
         self.find_oldest()?;
@@ -511,7 +515,7 @@ impl Chain {
             },
             next_position: *next_position,
             records: self.waiting(),
-            bytes: self.parts.iter().map(Part::waiting_bytes).sum(),
+            bytes: self.waiting_bytes(),
             missing: generations::count(&self.missing),
             given_up: self.given_up,
             oldest: self.oldest.as_ref().map(|(_, boot, recorded)| (boot.clone(), *recorded)),

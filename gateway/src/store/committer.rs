@@ -44,10 +44,6 @@ const LOOK_WHETHER_LEFT_EVERY_MS: u64 = 100;
 /// How often it is seen whether the disk has room again.
 const LOOK_FOR_ROOM_EVERY_MS: u64 = 10_000;
 
-/// How often at most a database is opened anew to take less memory: that takes some 20 ms. A flood that does not end has
-/// filled the generation in less time.
-const FORGET_PAGES_EVERY_MS: u64 = 10_000;
-
 /// Runs when what a job wrote is on stable storage; is dropped unrun if it never will be.
 pub(super) type Done = Box<dyn FnOnce() + Send>;
 
@@ -127,8 +123,6 @@ pub(super) struct Committer {
     held_back: VecDeque<(Job, OwnedSemaphorePermit)>,
     /// When to look next whether the disk has room again; none while it has.
     look_for_room_at_ms: Option<u64>,
-    /// When the database may be opened anew at the earliest.
-    forget_pages_at_ms: u64,
     // In this order: the database is closed before the store's lock is given up.
     chain: Chain,
     _lock: Arc<File>,
@@ -163,7 +157,6 @@ impl Committer {
             releases: 0,
             held_back: VecDeque::new(),
             look_for_room_at_ms: None,
-            forget_pages_at_ms: 0,
             chain,
             _lock: lock,
         };
@@ -338,16 +331,6 @@ impl Committer {
             done();
         }
         self.look_for_room();
-        self.forget_pages()
-    }
-
-    fn forget_pages(&mut self) -> Result<(), StoreError> {
-        if self.chain.has_grown() && self.forget_pages_at_ms <= self.now_ms() {
-            self.forget_pages_at_ms = self.now_ms() + FORGET_PAGES_EVERY_MS;
-            if let Err(error) = self.chain.forget_pages() {
-                self.make_room(error)?;
-            }
-        }
         Ok(())
     }
 

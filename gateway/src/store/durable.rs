@@ -23,9 +23,6 @@ use crate::metrics::{Histogram, IntCounter, Metrics};
 /// Page cache of one chain. Smaller does not save memory, larger gains nothing: a chain is appended to at one end and read
 /// at the other. It is no bound: see [`Database::anew`].
 const CACHE_SIZE: u64 = 1024 * 1024;
-/// A database that has grown by so much, in bytes, since it was opened is worth opening anew: that costs 1 to 2 MiB of
-/// zeros on the card, see [`Database::has_grown`], and what has grown takes 3 MiB of memory.
-pub(super) const GROWN: u64 = 4 * 1024 * 1024;
 /// Never to be changed: sled refuses a database of another segment size. At 512 KiB a leaf spills to a blob file from
 /// 7.5 KiB a value on, well above `RECORD_SIZE_MAX`.
 const SEGMENT_SIZE: usize = 512 * 1024;
@@ -60,8 +57,6 @@ pub(super) struct Database {
     db: sled::Db,
     /// Our own descriptor of sled's data file.
     data: File,
-    /// Its size when it was opened.
-    opened_size: u64,
     chain: &'static str,
     folder: PathBuf,
     sync_file: SyncFile,
@@ -91,7 +86,6 @@ impl Database {
         let data = File::open(folder.join(DATA))?;
         Ok(Self {
             db,
-            opened_size: data.metadata()?.len(),
             data,
             chain,
             folder: folder.into(),
@@ -110,18 +104,9 @@ impl Database {
             // It lets nobody else in before it is gone.
             drop(self.db);
             let db = open_patiently(&self.folder)?;
-            Ok(Self { db, opened_size: self.data.metadata()?.len(), ..self })
+            Ok(Self { db, ..self })
         });
         catch_unwind(attempt).unwrap_or_else(|panic| Err(Fault::Damaged(panic_text(&*panic))))
-    }
-
-    /// Whether it is worth opening anew, and now is the time. sled then overwrites what is free with zeros, durably: the
-    /// rest of the segment that it writes to, and free segments. There is little of both while the file grows, for sled
-    /// uses free segments first, and its last segment is nearly full.
-    pub(super) fn has_grown(&self) -> bool {
-        const SEGMENT: u64 = SEGMENT_SIZE as u64;
-        let size = self.size();
-        size >= self.opened_size + GROWN && size % SEGMENT >= SEGMENT / 4 * 3
     }
 
     /// Name of the chain.

@@ -12,7 +12,7 @@ use tracing::{error, warn};
 
 use super::{
     OpenError,
-    durable::{Database, Fault, GROWN, SyncFile},
+    durable::{Database, Fault, SyncFile},
     envelope::{Envelope, Kind},
     layout::{Entries, EpochMeta, FORMAT, MadeMeta, NextMeta, SealedMeta, word, word_of},
     mark::{Mark, MarkFile, RESERVED_AT_ONCE},
@@ -21,6 +21,9 @@ use super::{
     settled::Settled,
 };
 use crate::{clock::BootId, metrics::Metrics, record::Lane};
+
+/// What was looked at takes this much memory and is worth opening the database anew, in bytes.
+const MUCH: u64 = 4 * 1024 * 1024;
 
 /// What a chain holds.
 pub(super) struct Found {
@@ -168,8 +171,8 @@ impl Looker<'_> {
         if contents.positions != expected {
             return damaged("records of the newest generation are missing");
         }
-        // All of it was looked at.
-        Ok((if database.size() < GROWN { database } else { database.anew()? }, known))
+        // All of it was looked at. Of a small one that is not worth the zeros, up to a segment, that sled writes at an open.
+        Ok((if database.size() < MUCH { database } else { database.anew()? }, known))
     }
 
     /// What the lines of all generations say.

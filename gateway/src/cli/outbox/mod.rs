@@ -39,6 +39,7 @@ use crate::{
         Space,
         envelope::Kind,
         inspect::{self, Inspection, LookError},
+        memory,
     },
     text::say,
     uplink::message,
@@ -293,8 +294,10 @@ fn find(config: &Config) -> Result<(Seen, Option<Outbox>), ToolError> {
     let listen = config.http.listen;
     let answer = super::runtime().block_on(ask::get(listen, "/api/v1/outbox", OUTBOX_LEN_MAX)).and_then(|body| {
         let outbox: Outbox = serde_json::from_slice(&body).map_err(|e| AskError::foreign(listen, e))?;
-        let ours = is_same(&outbox.path, &config.outbox.path);
-        if ours {
+        // The service's own folder in memory is not known here, only its name.
+        let memory = memory::folder(&config.outbox.path);
+        let stands_in = outbox.unusable.is_some() && outbox.path.file_name() == memory.file_name();
+        if stands_in || is_same(&outbox.path, &config.outbox.path) {
             Ok(outbox)
         } else {
             Err(AskError::foreign(listen, format_args!("it serves {}", outbox.path.display())))

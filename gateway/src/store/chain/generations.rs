@@ -3,22 +3,25 @@
 use std::ops::Bound;
 
 use rangemap::RangeInclusiveSet;
-use tracing::{error, info, warn};
+use tracing::{debug, error, warn};
 
 use super::{Chain, Part, Setup};
+use crate::record::Lane;
 use crate::store::{
     Generation, Lost, StoreError,
     durable::{Database, Fault, unwritable},
     envelope::{Envelope, Kind},
     guard::survey,
-    layout::{Entries, FORMAT, MadeMeta, Put, SealedMeta, database_key, word},
+    layout::{Entries, FORMAT, MadeMeta, Put, SealedMeta, word},
     place::Place,
     raw::{Bytes, View, is_absent},
     sealed::Sealed,
 };
 
-/// Size of a generation while the disk is nearly full, in bytes: two of sled's segments.
-const TIGHT_GENERATION_SIZE: u64 = 1024 * 1024;
+/// Size of a small generation, in bytes: two of sled's segments.
+const SMALL_GENERATION_SIZE: u64 = 1024 * 1024;
+/// With so many bytes waiting, telemetry goes out as it comes.
+const LIVE_BYTES_MAX: u64 = 256 * 1024;
 /// A new generation without states, in bytes. 10 KiB were measured on ext4, 32 KiB where blocks are large: sled makes no
 /// whole segment at once.
 const NEW_GENERATION: u64 = 64 * 1024;
@@ -108,8 +111,11 @@ impl Chain {
 
     pub(super) fn rotate_if_full(&mut self) -> Result<(), StoreError> {
         let grown = self.database().size().saturating_sub(self.made.size);
-        // Small ones give their room back soon.
-        let size = if self.is_tight { self.generation_size.min(TIGHT_GENERATION_SIZE) } else { self.generation_size };
+        // Small ones give their room back soon, on the disk and, as sled keeps pages, in memory. Those with states cost
+        // more than that, and of a backlog there would be too many.
+        let is_live = self.lane == Lane::Telemetry && self.waiting_bytes() < LIVE_BYTES_MAX;
+        let is_small = self.is_tight || is_live;
+        let size = if is_small { self.generation_size.min(SMALL_GENERATION_SIZE) } else { self.generation_size };
         if grown >= size { self.rotate() } else { Ok(()) }
     }
 
@@ -133,7 +139,7 @@ impl Chain {
             Part { number: old.number + 1, first: old.end, end: old.end, waiting: 0, bytes: 0, has_holes: false };
         let database = make(&self.place, next.number, &self.setup())?;
         let old_database = self.database.replace(database).expect("one is open");
-        info!(chain = self.name(), generation = next.number, "a new generation of the store begins");
+        debug!(chain = self.name(), generation = next.number, "a new generation of the store begins");
         self.parts.push(next);
         self.furnish(states(&old_database))?;
         if old_database.has_blobs() {
@@ -145,26 +151,6 @@ impl Chain {
         }
         drop(old_database);
         self.note_mark()
-    }
-
-    /// Whether much was written since the open generation was opened, which is in memory as well. While there is little
-    /// room generations are small anyway.
-    pub(in crate::store) fn has_grown(&self) -> bool {
-        !self.is_tight && self.database().has_grown()
-    }
-
-    /// Opens the open generation anew, with nothing in memory. Nothing may be staged.
-    pub(in crate::store) fn forget_pages(&mut self) -> Result<(), StoreError> {
-        let anew = self.database.take().expect("one is open").anew();
-        let database = anew.map_err(|fault| unopened(self.name(), fault))?;
-        // sled ends silently at what it cannot follow.
-        let next = database.get(&database_key(Kind::Word, word::NEXT))?;
-        if next.and_then(|line| Some(Envelope::read(&line)?.0.commit)) != Some(self.commit) {
-            let reason = "the last commit is not found again".into();
-            return Err(StoreError::Read { chain: self.name(), reason });
-        }
-        self.database = Some(database);
-        Ok(())
     }
 
     /// Removes generations nobody needs any more.

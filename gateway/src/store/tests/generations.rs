@@ -2,6 +2,8 @@
 
 use super::*;
 
+const MIB: u64 = 1 << 20;
+
 /// The folders of a chain's generations.
 fn folders(root: &Path, chain: &str) -> Vec<u64> {
     let names = fs::read_dir(root).expect("folder").map(|entry| entry.expect("entry").file_name());
@@ -55,26 +57,30 @@ async fn a_full_generation_is_sealed_and_goes_when_it_is_drained() {
 }
 
 #[tokio::test]
-async fn a_generation_that_grows_is_opened_anew_and_nobody_notices() {
+async fn telemetry_that_goes_out_as_it_comes_lies_in_small_generations_and_a_backlog_in_large_ones() {
     let dir = folder();
     let rig = Rig::open(dir.path());
-    // sled leaves one whenever it opens a database that is not empty.
-    let snapshots = || {
-        let names = fs::read_dir(dir.path().join("alarm-1")).expect("folder").map(|e| e.expect("entry").file_name());
-        names.filter(|name| name.to_string_lossy().starts_with("snap.")).count()
-    };
-    assert_eq!(snapshots(), 0);
-    let mut next = 1;
-    while snapshots() == 0 {
-        rig.append(next..=next + 99).await;
-        next += 100;
-        assert!(next < 20_000, "it is never opened anew");
+    let (mut next, mut written) = (1, 0);
+    // Delivered at once, until three small generations were full.
+    while written < 3 * MIB {
+        rig.append_telemetry(next..=next + 49).await;
+        written += rig.store.head(Lane::Telemetry).borrow().bytes;
+        rig.store.settle(Lane::Telemetry, vec![(1, next + 49)]).await.expect("settles");
+        next += 50;
     }
-    rig.append(next..=next).await;
-    assert_eq!(sequences(&rig.waiting(Lane::Alarm).await), (1..=next).collect::<Vec<_>>());
-    rig.close();
-    let rig = Rig::open(dir.path());
-    assert_eq!(sequences(&rig.waiting(Lane::Alarm).await), (1..=next).collect::<Vec<_>>());
+    let generations = rig.store.generations(Lane::Telemetry).await.expect("listed");
+    let last = generations.last().expect("one is open").number;
+    assert!(last >= 3, "{last}");
+    assert!(generations.len() <= 2, "those before are gone: {generations:?}");
+    // Nobody takes it any more.
+    let from = next;
+    while rig.store.head(Lane::Telemetry).borrow().bytes < 6 * MIB {
+        rig.append_telemetry(next..=next + 49).await;
+        next += 50;
+    }
+    let generations = rig.store.generations(Lane::Telemetry).await.expect("listed");
+    assert!(generations.last().expect("one is open").number <= last + 2, "{generations:?}");
+    assert_eq!(sequences(&rig.waiting(Lane::Telemetry).await), (from..next).collect::<Vec<_>>());
     rig.close();
 }
 
