@@ -63,10 +63,10 @@ async fn telemetry_that_goes_out_as_it_comes_lies_in_small_generations_and_a_bac
     let (mut next, mut written) = (1, 0);
     // Delivered at once, until three small generations were full.
     while written < 3 * MIB {
-        rig.append_telemetry(next..=next + 49).await;
+        rig.append_telemetry(next..=next + 499).await;
         written += rig.store.head(Lane::Telemetry).borrow().bytes;
-        rig.store.settle(Lane::Telemetry, vec![(1, next + 49)]).await.expect("settles");
-        next += 50;
+        rig.store.settle(Lane::Telemetry, vec![(1, next + 499)]).await.expect("settles");
+        next += 500;
     }
     let generations = rig.store.generations(Lane::Telemetry).await.expect("listed");
     let last = generations.last().expect("one is open").number;
@@ -75,8 +75,8 @@ async fn telemetry_that_goes_out_as_it_comes_lies_in_small_generations_and_a_bac
     // Nobody takes it any more.
     let from = next;
     while rig.store.head(Lane::Telemetry).borrow().bytes < 6 * MIB {
-        rig.append_telemetry(next..=next + 49).await;
-        next += 50;
+        rig.append_telemetry(next..=next + 1_999).await;
+        next += 2_000;
     }
     let generations = rig.store.generations(Lane::Telemetry).await.expect("listed");
     assert!(generations.last().expect("one is open").number <= last + 2, "{generations:?}");
