@@ -153,7 +153,7 @@ impl Quota {
         if self.all.evicting
             && let Some(loose) = alarm.iter().find(loose)
         {
-            return Act::CompactAlarms(loose.clone());
+            return Act::CompactAlarms(*loose);
         }
         for pressure in [&mut self.telemetry, &mut self.all].into_iter().filter(|pressure| pressure.evicting) {
             match oldest {
