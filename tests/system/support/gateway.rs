@@ -116,10 +116,9 @@ impl Gateway {
         child.wait().expect("it ended");
     }
 
-    /// Empties what systemd gives it in memory, as a power cut does.
-    pub(crate) fn wipe_memory(&self) {
-        let memory = self.dir.path().join("run");
-        fs::remove_dir_all(&memory).and_then(|()| fs::create_dir(memory)).expect("ours to empty");
+    /// Takes away what systemd gives it in memory: nothing can stand in for a dead card then.
+    pub(crate) fn take_memory_away(&self) {
+        fs::remove_dir(self.dir.path().join("run")).expect("it has not been used");
     }
 
     /// Asks it to stop, and waits until it has.

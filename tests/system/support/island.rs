@@ -207,7 +207,6 @@ impl Island {
         random_moment(&mut self.dice, RUNS_ON_MORE);
         self.park.gateway.kill9();
         self.card.reinsert();
-        self.park.gateway.wipe_memory();
     }
 
     /// Starts the gateway again after a blow, with everybody there, and returns when everything has arrived that ever will.
