@@ -61,6 +61,8 @@ fn fills(disk: Disk) {
         witnesses.rest();
         witnesses.wait_until_idle();
         island.settle();
+        // With all delivered it has kept what it could of the room for such a day again.
+        island.park.gateway.wait_for_metric(WAITS, |waits| waits < 1.0);
         island.set_uplink(Uplink::Away);
         island.card.fill();
         witnesses.work();

@@ -27,9 +27,12 @@ use crate::metrics::Metrics;
 const SPARE: u64 = 8 * 1024 * 1024;
 /// The reserve, in bytes, at most: some hundred groups of confirmations, and a new generation.
 const RESERVE_SIZE_MAX: u64 = 2 * 1024 * 1024;
-/// The least that serves as one: what it gave up does not all come back, since some of it lies in files by then. Half is
-/// still what confirming needs, and not to insist on more lets new records in.
+/// The part of it that serves as one: what it gave up does not all come back, since some of it lies in files by then. Half
+/// is still what confirming needs, and not to insist on more lets new records in.
 const RESERVE_PART: u64 = 2;
+/// The same where nothing waits to be confirmed: whatever comes in then is as little as the room it finds, and others may
+/// have taken the rest of what was given up.
+const RESERVE_PART_DELIVERED: u64 = 8;
 /// Free bytes that remain beside the reserve: a new generation, which takes 10 KiB and its states (sled allocates no whole
 /// segment at once), and the commits until it is seen that the room is used up again.
 const BESIDE_RESERVE: u64 = 256 * 1024;
@@ -61,7 +64,9 @@ pub(super) struct Ballast {
     releases: AtomicU32,
     /// Whether new records must wait for room: the reserve was given up, or the disk has none for it.
     used_up: AtomicBool,
+    /// Of each chain, whether it can store nothing now, and whether all that it stored was delivered.
     waiting: [AtomicBool; 2],
+    delivered: [AtomicBool; 2],
     space: watch::Sender<Space>,
     metrics: Metrics,
 }
@@ -89,12 +94,13 @@ impl Ballast {
     pub(super) fn new(root: &Path, size: u64, metrics: &Metrics) -> Self {
         let reserve = (size / 2).min(RESERVE_SIZE_MAX);
         Self {
-            ballast: Kept { path: root.join(BALLAST), size: size - reserve, least: size - reserve },
-            reserve: Kept { path: root.join(RESERVE), size: reserve, least: reserve / RESERVE_PART },
+            ballast: Kept { path: root.join(BALLAST), size: size - reserve },
+            reserve: Kept { path: root.join(RESERVE), size: reserve },
             turn: Mutex::new(()),
             releases: AtomicU32::new(0),
             used_up: AtomicBool::new(false),
             waiting: Default::default(),
+            delivered: Default::default(),
             space: watch::Sender::new(Space::Enough),
             metrics: metrics.clone(),
         }
@@ -142,6 +148,11 @@ impl Ballast {
         self.tell();
     }
 
+    /// Notes whether all that a chain stored was delivered.
+    pub(super) fn set_delivered(&self, chain: usize, delivered: bool) {
+        self.delivered[chain].store(delivered, Ordering::Relaxed);
+    }
+
     /// Takes the reserve back, if there is more than that.
     pub(super) fn hold_reserve(&self) {
         let _turn = self.turn();
@@ -150,7 +161,9 @@ impl Ballast {
     }
 
     fn take_reserve(&self) -> bool {
-        let held = self.reserve.hold(BESIDE_RESERVE);
+        let delivered = self.delivered.iter().all(|delivered| delivered.load(Ordering::Relaxed));
+        let parts = if delivered { RESERVE_PART_DELIVERED } else { RESERVE_PART };
+        let held = self.reserve.hold(BESIDE_RESERVE, parts);
         // Where no room can be kept, that alone holds nobody up.
         self.set_used_up(held.as_ref().is_ok_and(|held| !held));
         said(held)
@@ -170,14 +183,14 @@ impl Ballast {
     /// Takes all the room back, if there is plenty of it; true if it is held.
     pub(super) fn hold(&self) -> bool {
         let _turn = self.turn();
-        let held = self.take_reserve() && said(self.ballast.hold(SPARE));
+        let held = self.take_reserve() && said(self.ballast.hold(SPARE, 1));
         self.tell();
         held
     }
 
     fn tell(&self) {
         let waits = self.waiting.iter().any(|waiting| waiting.load(Ordering::Relaxed));
-        let space = match (waits || self.is_used_up(), self.ballast.held()) {
+        let space = match (waits || self.is_used_up(), self.ballast.is_whole()) {
             (true, _) => Space::None,
             (false, true) => Space::Enough,
             (false, false) => Space::Tight,
@@ -210,13 +223,11 @@ fn said(held: io::Result<bool>) -> bool {
 struct Kept {
     path: PathBuf,
     size: u64,
-    /// What is worth keeping where there is no room for all of it.
-    least: u64,
 }
 
 impl Kept {
-    fn held(&self) -> bool {
-        self.bytes() >= self.least.max(1)
+    fn is_whole(&self) -> bool {
+        self.bytes() >= self.size.max(1)
     }
 
     fn bytes(&self) -> u64 {
@@ -228,16 +239,17 @@ impl Kept {
         fs::remove_file(&self.path).is_ok()
     }
 
-    /// Takes it, or the least of it, if so much remains free; true if it is held.
-    fn hold(&self, spare: u64) -> io::Result<bool> {
+    /// Takes it, or the half of it and so on down to one of so many parts, if so much remains free; true if that is held.
+    fn hold(&self, spare: u64, parts: u64) -> io::Result<bool> {
         let bytes = self.bytes();
         if bytes == self.size {
             return Ok(true);
         }
         let room = bytes + self.free()?.saturating_sub(spare);
-        match [self.size, self.least].into_iter().find(|size| *size <= room) {
+        let halves = (0..=parts.ilog2()).map(|halvings| self.size >> halvings);
+        match halves.into_iter().find(|size| *size <= room) {
             Some(size) if size > bytes || bytes > self.size => self.take(size),
-            _ => Ok(self.held()),
+            _ => Ok(bytes >= (self.size / parts).max(1)),
         }
     }
 
@@ -306,16 +318,20 @@ mod tests {
     }
 
     #[test]
-    fn half_a_reserve_will_do_and_grows_when_there_is_room() {
+    fn a_part_will_do_and_grows_when_there_is_room() {
         let dir = tempfile::tempdir().expect("folder");
-        let kept = |size, least| Kept { path: dir.path().join("kept"), size, least };
-        let plenty = u64::MAX / 2;
-        assert!(!kept(plenty, plenty).hold(0).expect("asks"));
-        assert!(kept(plenty, 64 << 10).hold(0).expect("takes the least"));
-        assert_eq!(kept(plenty, 64 << 10).bytes(), 64 << 10);
-        assert!(kept(128 << 10, 64 << 10).hold(plenty).expect("asks"), "what is held stays held");
-        assert!(kept(128 << 10, 64 << 10).hold(0).expect("takes all"));
-        assert_eq!(kept(128 << 10, 64 << 10).bytes(), 128 << 10);
+        let kept = Kept { path: dir.path().join("kept"), size: 256 << 10 };
+        let but_for = |bytes: u64| kept.bytes() + kept.free().expect("asks") - bytes;
+        let (half, quarter) = (kept.size / 2, kept.size / 4);
+        // Others write meanwhile: half of the next step is left to them.
+        assert!(!kept.hold(but_for(half + quarter / 2), 1).expect("asks"), "not whole, or not at all");
+        assert!(!kept.hold(but_for(quarter + quarter / 2), 2).expect("asks"), "not half");
+        assert!(kept.hold(but_for(quarter + quarter / 2), 8).expect("takes a quarter"));
+        assert_eq!(kept.bytes(), quarter);
+        assert!(kept.hold(u64::MAX, 4).expect("asks"), "what is held stays held");
+        assert!(!kept.hold(u64::MAX, 2).expect("asks"), "a quarter is no half");
+        assert!(kept.hold(0, 2).expect("takes all"));
+        assert_eq!(kept.bytes(), kept.size);
     }
 
     #[test]

@@ -491,7 +491,12 @@ impl Chain {
 
     /// Whether everything stored was delivered, and still takes room.
     pub(super) fn is_delivered(&self) -> bool {
-        self.waiting() == 0 && self.parts.last().is_some_and(|open| open.first < open.end)
+        !self.has_waiting() && self.parts.last().is_some_and(|open| open.first < open.end)
+    }
+
+    /// Whether anything stored is still to be delivered.
+    pub(super) fn has_waiting(&self) -> bool {
+        self.parts.iter().any(|part| part.waiting > 0)
     }
 
     /// Records that wait.

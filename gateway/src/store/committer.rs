@@ -121,7 +121,7 @@ pub(super) struct Committer {
     releases: u32,
     /// Records that wait for room on the disk.
     held_back: VecDeque<(Job, OwnedSemaphorePermit)>,
-    /// When to look next whether the disk has room again; none while it has.
+    /// When to look next whether the disk has room again; none while this chain has met no full one.
     look_for_room_at_ms: Option<u64>,
     // In this order: the database is closed before the store's lock is given up.
     chain: Chain,
@@ -183,6 +183,8 @@ impl Committer {
 
     fn serve(&mut self) -> Result<(), StoreError> {
         loop {
+            self.ballast.set_delivered(self.chain_index(), !self.chain.has_waiting());
+            self.look_for_room();
             match self.wait() {
                 Ok((job, room)) => self.admit(job, room)?,
                 Err(RecvTimeoutError::Timeout) => {}
@@ -209,7 +211,7 @@ impl Committer {
 
     fn wait(&self) -> Result<(Job, OwnedSemaphorePermit), RecvTimeoutError> {
         let held_back = (!self.held_back.is_empty()).then(|| self.now_ms() + FULL_PAUSE_MS);
-        match self.due_ms.into_iter().chain(held_back).min() {
+        match self.due_ms.into_iter().chain(held_back).chain(self.look_for_room_at_ms).min() {
             None => self.jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(due_ms) => self.jobs.recv_timeout(Duration::from_millis(due_ms.saturating_sub(self.now_ms()))),
         }
@@ -330,19 +332,17 @@ impl Committer {
         for done in self.waiting.drain(..) {
             done();
         }
-        self.look_for_room();
         Ok(())
     }
 
     /// After a write met a full disk: gives up the room that was kept, opens the chain again and writes the group. Where
     /// that was not enough it waits until there is room; who waits for the group waits as well.
     fn make_room(&mut self, mut error: StoreError) -> Result<(), StoreError> {
-        let chain = usize::from(self.chain.name() != "alarm");
         while matches!(error, StoreError::Full { .. }) {
             let released = self.ballast.release(self.releases);
             self.releases = self.ballast.releases();
             if !released {
-                self.ballast.set_waiting(chain, true);
+                self.ballast.set_waiting(self.chain_index(), true);
                 for _ in 0..FULL_PAUSE_MS / LOOK_WHETHER_LEFT_EVERY_MS {
                     if self.is_left() {
                         return Err(error);
@@ -352,11 +352,11 @@ impl Committer {
             }
             match self.chain.reopen(&self.group) {
                 Ok(()) => {
-                    self.ballast.set_waiting(chain, false);
+                    self.ballast.set_waiting(self.chain_index(), false);
                     if self.ballast.is_used_up() {
                         self.ballast.hold_reserve();
                     }
-                    self.look_for_room_at_ms = Some(self.now_ms() + LOOK_FOR_ROOM_EVERY_MS);
+                    self.look_for_room_at_ms = Some(self.now_ms() + self.look_again_in_ms());
                     return Ok(());
                 }
                 Err(again) => error = again,
@@ -375,8 +375,18 @@ impl Committer {
         if self.look_for_room_at_ms.is_some_and(|at_ms| at_ms <= now_ms) {
             let is_tight = !self.ballast.hold();
             self.chain.set_tight(is_tight);
-            self.look_for_room_at_ms = is_tight.then_some(now_ms + LOOK_FOR_ROOM_EVERY_MS);
+            self.look_for_room_at_ms = is_tight.then_some(now_ms + self.look_again_in_ms());
         }
+    }
+
+    /// What is kept for a full disk is taken back before others take it.
+    fn look_again_in_ms(&self) -> u64 {
+        if self.ballast.is_used_up() { FULL_PAUSE_MS } else { LOOK_FOR_ROOM_EVERY_MS }
+    }
+
+    /// Which of the chains this is.
+    fn chain_index(&self) -> usize {
+        usize::from(self.chain.name() != "alarm")
     }
 
     fn now_ms(&self) -> u64 {

@@ -77,13 +77,15 @@ impl Card {
         card
     }
 
-    /// Lets a file of somebody else take all that is free, to the last block; what was given back since is taken again.
+    /// Lets a file of somebody else take all that is free now, to the last block, and nothing that is given back meanwhile.
     pub(crate) fn fill(&self) {
         let mut foreign = fs::File::options().create(true).append(true).open(self.foreign()).expect("a foreign file");
+        let mut left = usize::try_from(self.free()).expect("a small card");
         let mut block = vec![0x5a; 1 << 20];
-        while !block.is_empty() {
-            if foreign.write_all(&block).is_err() {
-                block.truncate(block.len() / 2);
+        while left.min(block.len()) > 0 {
+            match foreign.write(&block[..left.min(block.len())]) {
+                Ok(written) => left -= written,
+                Err(_) => block.truncate(block.len() / 2),
             }
         }
         // ext4 puts off what it can, and would find no room then.
