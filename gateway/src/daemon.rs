@@ -86,9 +86,7 @@ impl Daemon {
         let handles = Handles { metrics: Metrics::new(), shutdown: supervisor.shutdown(), clock, pulse };
         let board = StatusBoard::new(About::of(&config), handles.clock.clone(), handles.pulse.clone());
 
-        let outbox_usable = CancellationToken::new();
-        let (store, recovered, committers) =
-            open_outbox(&mut config, &board, &handles, &outbox_usable, &mut supervisor)?;
+        let ((store, recovered, committers), unusable) = open_outbox(&mut config, &board, &handles)?;
         for (bus, device) in config.modbus.iter().flat_map(|bus| bus.devices.iter().map(move |device| (bus, device))) {
             board.set_device(DeviceUpdate::unheard(device.name.clone(), bus.name.as_str()));
         }
@@ -99,6 +97,11 @@ impl Daemon {
 
         for (name, committer) in committers {
             supervisor.thread(name, committer);
+        }
+        let outbox_usable = CancellationToken::new();
+        if let Some(options) = unusable {
+            let (usable, shutdown) = (outbox_usable.clone(), handles.shutdown.clone());
+            supervisor.thread("outbox", move || look_for_outbox(&options, &usable, &shutdown));
         }
         let (readings, inputs) = mpsc::channel(INPUT_QUEUE);
         let interval_ms = u64::try_from(config.telemetry.interval.as_millis()).unwrap_or(u64::MAX);
@@ -156,20 +159,13 @@ impl Daemon {
                 () = outbox_usable.cancelled() => ended = Ended::OutboxUsable,
             }
         };
-        let in_vain = waits_in_vain(supervisor.shutdown(), space);
-        tokio::select! {
-            drained = supervisor.run(told, DRAIN_MAX) => drained?,
-            () = in_vain => {
-                tracing::warn!("nothing can be stored: stopping without what waits for room, which nobody was promised");
-            }
-        }
+        supervisor.run(told, DRAIN_MAX, waits_in_vain(space)).await?;
         Ok(ended)
     }
 }
 
-/// Resolves when it is time to stop and nothing can be stored: some wait for room then, and everybody else for them.
-async fn waits_in_vain(shutdown: Shutdown, mut space: watch::Receiver<Space>) {
-    shutdown.cancelled().await;
+/// Resolves when nothing can be stored for a while: at a stop some wait for room then, and everybody else for them.
+async fn waits_in_vain(mut space: watch::Receiver<Space>) {
     loop {
         if space.wait_for(|space| *space == Space::None).await.is_err() {
             // The store has ended, as it should.
@@ -179,19 +175,19 @@ async fn waits_in_vain(shutdown: Shutdown, mut space: watch::Receiver<Space>) {
         match tokio::time::timeout(ROOM_PATIENCE, room).await.map(|room| room.is_ok()) {
             Ok(true) => {}
             Ok(false) => return std::future::pending().await,
-            Err(_) => return,
+            Err(_) => break,
         }
     }
+    tracing::warn!("nothing can be stored: stopping without what waits for room, which nobody was promised");
 }
 
-/// Opens the outbox; where its folder cannot be used, one in memory, which `config` describes then.
+/// Opens the outbox; where its folder cannot be used, one in memory, which `config` describes then. Returns what cannot be
+/// used as well.
 fn open_outbox(
     config: &mut Config,
     board: &StatusBoard,
     handles: &Handles,
-    usable: &CancellationToken,
-    supervisor: &mut Supervisor,
-) -> Result<store::Opened, OpenError> {
+) -> Result<(store::Opened, Option<store::Options>), OpenError> {
     let Outbox { path, max_size, .. } = &mut config.outbox;
     let memory = store::memory::folder(path);
     let options = store::Options {
@@ -204,7 +200,7 @@ fn open_outbox(
     let unusable = match store::open(&options, &handles.metrics) {
         Err(error @ (OpenError::InUse { .. } | OpenError::Random(_))) => return Err(error),
         Err(error) => error,
-        opened => return opened,
+        Ok(opened) => return Ok((opened, None)),
     };
     *max_size = store::memory::SIZE_MAX.min(*max_size);
     let in_memory = store::Options { generation_size: keeper::generation_size(*max_size), ..options.clone() };
@@ -216,9 +212,7 @@ fn open_outbox(
     board.set_unusable(unusable.to_string());
     handles.metrics.outbox_in_memory.set(1);
     *path = memory;
-    let (usable, shutdown) = (usable.clone(), handles.shutdown.clone());
-    supervisor.thread("outbox", move || look_for_outbox(&options, &usable, &shutdown));
-    Ok(opened)
+    Ok((opened, Some(options)))
 }
 
 /// Tries again and again whether the outbox can be used.
@@ -302,13 +296,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stop_waits_in_vain_only_while_nothing_can_be_stored() {
-        let (space, shutdown) = (watch::Sender::new(Space::None), Shutdown::new());
-        let in_vain = waits_in_vain(shutdown.clone(), space.subscribe());
+        let space = watch::Sender::new(Space::Tight);
+        let in_vain = waits_in_vain(space.subscribe());
         tokio::pin!(in_vain);
         let mut resolves = async |within: Duration| tokio::time::timeout(within, &mut in_vain).await.is_ok();
-        assert!(!resolves(2 * DRAIN_MAX).await, "nobody wants to stop");
-        space.send_replace(Space::Tight);
-        shutdown.cancel();
         assert!(!resolves(2 * DRAIN_MAX).await, "what waits is stored");
         space.send_replace(Space::None);
         assert!(!resolves(ROOM_PATIENCE / 2).await);
@@ -320,9 +311,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_store_that_has_ended_needs_no_room() {
-        let (space, shutdown) = (watch::Sender::new(Space::Enough), Shutdown::new());
-        let in_vain = waits_in_vain(shutdown.clone(), space.subscribe());
-        shutdown.cancel();
+        let space = watch::Sender::new(Space::Enough);
+        let in_vain = waits_in_vain(space.subscribe());
         drop(space);
         assert!(tokio::time::timeout(2 * DRAIN_MAX, in_vain).await.is_err());
     }

@@ -172,10 +172,16 @@ impl Supervisor {
         self.tasks.spawn(async move { (name, work.await) });
     }
 
-    /// Waits until `stop` resolves or a task ends, then lets the others drain, at most `drain_max`.
+    /// Waits until `stop` resolves or a task ends, then lets the others drain, at most `drain_max`, and no longer than until
+    /// `in_vain` resolves: who waits then would wait for ever.
     ///
     /// Returns the first failure, if any.
-    pub async fn run(mut self, stop: impl Future<Output = ()>, drain_max: Duration) -> Result<(), Failure> {
+    pub async fn run(
+        mut self,
+        stop: impl Future<Output = ()>,
+        drain_max: Duration,
+        in_vain: impl Future<Output = ()>,
+    ) -> Result<(), Failure> {
         let mut first = None;
         tokio::pin!(stop);
         tokio::select! {
@@ -191,7 +197,11 @@ impl Supervisor {
                 }
             }
         });
-        if drained.await.is_err() && first.as_ref().is_none_or(Result::is_ok) {
+        let is_stuck = tokio::select! {
+            drained = drained => drained.is_err(),
+            () = in_vain => false,
+        };
+        if is_stuck && first.as_ref().is_none_or(Result::is_ok) {
             first = Some(Err(Failure::Stuck { tasks: self.running.join(", "), bound: drain_max }));
         }
         first.unwrap_or(Ok(()))
@@ -289,23 +299,26 @@ mod tests {
 
     #[tokio::test]
     async fn a_stop_drains_every_task() {
-        with_a_patient_task().run(async {}, LONG).await.expect("it stops in peace");
+        with_a_patient_task().run(async {}, LONG, never()).await.expect("it stops in peace");
     }
 
     #[tokio::test]
     async fn a_task_that_ends_fails_or_panics_stops_the_others_and_is_named() {
         let mut supervisor = with_a_patient_task();
         supervisor.task("ends", async { Ok(()) });
-        assert_eq!(supervisor.run(never(), LONG).await.expect_err("it ended").to_string(), "ends: ended unexpectedly");
+        assert_eq!(
+            supervisor.run(never(), LONG, never()).await.expect_err("it ended").to_string(),
+            "ends: ended unexpectedly"
+        );
 
         let mut supervisor = with_a_patient_task();
         supervisor.thread("fails", || Err("the card is gone".into()));
-        let failure = supervisor.run(never(), LONG).await.expect_err("it failed");
+        let failure = supervisor.run(never(), LONG, never()).await.expect_err("it failed");
         assert_eq!(failure.to_string(), "fails: the card is gone");
 
         let mut supervisor = with_a_patient_task();
         supervisor.task("panics", async { panic!("a bug") });
-        let failure = supervisor.run(never(), LONG).await.expect_err("it panicked");
+        let failure = supervisor.run(never(), LONG, never()).await.expect_err("it panicked");
         assert!(matches!(&failure, Failure::Panicked { task, .. } if &**task == "panics"), "{failure}");
     }
 
@@ -316,8 +329,26 @@ mod tests {
             never().await;
             Ok(())
         });
-        let failure = supervisor.run(async {}, LONG).await.expect_err("it is stuck");
+        let failure = supervisor.run(async {}, LONG, never()).await.expect_err("it is stuck");
         assert_eq!(failure.to_string(), "deaf: did not stop within 60s");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_in_vain_ends_and_hides_no_failure() {
+        let deaf = |supervisor: &mut Supervisor| {
+            supervisor.task("deaf", async {
+                never().await;
+                Ok(())
+            });
+        };
+        let mut supervisor = Supervisor::new();
+        deaf(&mut supervisor);
+        supervisor.run(async {}, LONG, async {}).await.expect("nobody is to blame");
+        let mut supervisor = Supervisor::new();
+        deaf(&mut supervisor);
+        supervisor.task("ends", async { Ok(()) });
+        let failure = supervisor.run(never(), LONG, async {}).await.expect_err("it ended");
+        assert_eq!(failure.to_string(), "ends: ended unexpectedly");
     }
 
     #[test]

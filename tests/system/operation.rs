@@ -4,6 +4,7 @@ use std::{fs, process::Output, time::Duration};
 
 use crate::support::{
     broker::Access,
+    free_port,
     gateway::Gateway,
     park::{CABINET, Park, Plan, configuration},
 };
@@ -16,6 +17,9 @@ fn words(output: &Output) -> String {
 fn plan(body: &str) -> Plan<'_> {
     Plan { access: Access::Open, command_center: "", body }
 }
+
+/// `sysexits.h`: something needed is not there.
+const UNAVAILABLE: i32 = 69;
 
 /// A configuration with three mistakes on lines of its own.
 const WRONG: &str = r#"
@@ -148,6 +152,20 @@ fn a_second_daemon_on_the_same_store_is_refused() {
     assert!(said.contains(&outbox), "it does not say which store:\n{said}");
     assert!(park.gateway.runs(), "the first goes on");
     park.mark();
+}
+
+#[test]
+fn a_start_in_memory_that_cannot_listen_ends_as_any_other() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("it is bound").port();
+    let toml = configuration(&plan(CABINET), free_port(), free_port()).replace("{http}", &port.to_string());
+    let mut gateway = Gateway::configured(&toml);
+    gateway.write("outbox", "no folder");
+    gateway.launch(&[]);
+    assert_eq!(gateway.wait_until_ended(), Some(UNAVAILABLE), "{}", gateway.log());
+    let log = gateway.log();
+    assert!(log.contains("the outbox cannot be used") && log.contains(&port.to_string()), "{log}");
+    assert!(!log.contains("panicked"), "{log}");
 }
 
 #[cfg(target_env = "gnu")]
