@@ -102,23 +102,23 @@ impl Pages {
 
     /// The next page; empty after the last.
     async fn next(&mut self, task: &KeeperTask) -> Result<Vec<Stored>, Halt> {
-        if task.shutdown.is_cancelled() {
-            return Err(Halt::Stopped);
+        loop {
+            if task.shutdown.is_cancelled() {
+                return Err(Halt::Stopped);
+            }
+            task.beat.mark();
+            if self.from >= self.end {
+                return Ok(Vec::new());
+            }
+            let mut page = task.store.read(self.lane, self.from, PAGE).await?;
+            page.retain(|stored| stored.position < self.end);
+            self.from = page.last().map_or(self.end, |last| last.position + 1);
+            let doubted = task.doubted();
+            page.retain(|stored| !doubted.iter().any(|of| of.covers(&stored.record)));
+            if !page.is_empty() {
+                return Ok(page);
+            }
         }
-        task.beat.mark();
-        if self.from >= self.end {
-            return Ok(Vec::new());
-        }
-        let mut page = task.store.read(self.lane, self.from, PAGE).await?;
-        page.retain(|stored| stored.position < self.end);
-        self.from = page.last().map_or(self.end, |last| last.position + 1);
-        let doubted = task.doubted();
-        page.retain(|stored| !doubted.iter().any(|of| of.covers(&stored.record)));
-        if page.is_empty() && self.from < self.end {
-            // No page is empty but the last.
-            return Box::pin(self.next(task)).await;
-        }
-        Ok(page)
     }
 }
 

@@ -111,8 +111,8 @@ mod tests {
             (false, 60, None, Space::Enough, "-full"),
         ];
         for (evicting, filled_percent, hours, space, expected) in timeline {
-            let medium = Medium::Disk;
-            let seen = Seen { evicting, filled_percent, full_in: hours.map(|hours| hours * HOUR), space, medium };
+            let full_in = hours.map(|hours| hours * HOUR);
+            let seen = Seen { evicting, filled_percent, full_in, space, medium: Medium::Disk };
             let said: Vec<&str> = warnings
                 .judge(&seen)
                 .into_iter()
@@ -128,6 +128,19 @@ mod tests {
                 })
                 .collect();
             assert_eq!(said.join(" "), expected, "{seen:?}");
+        }
+    }
+
+    #[test]
+    fn an_outbox_in_memory_is_said_until_it_is_one_no_more() {
+        let mut warnings = Warnings::default();
+        let seen = |medium| Seen { evicting: false, filled_percent: 1, full_in: None, space: Space::Enough, medium };
+        for (medium, said) in
+            [(Medium::Memory, Some(true)), (Medium::Memory, None), (Medium::Disk, Some(false)), (Medium::Disk, None)]
+        {
+            let judged = warnings.judge(&seen(medium)).into_iter();
+            let mut unusable = judged.filter(|(warning, _)| *warning == Warning::Unusable).map(|(_, stands)| stands);
+            assert_eq!(unusable.next(), said, "{medium:?}");
         }
     }
 }

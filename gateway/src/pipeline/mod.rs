@@ -176,7 +176,8 @@ impl Raised {
     }
 }
 
-/// Publishers that wait: for a telemetry group, or, where the store lies in memory, for the command center.
+/// Publishers that wait: for a telemetry group, or, where the store lies in memory, for the command center. No publisher
+/// has more under way than its receive maximum.
 type Waiting = FuturesUnordered<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>>;
 
 impl Pipeline {

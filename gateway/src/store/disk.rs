@@ -17,7 +17,8 @@ pub fn free(path: &Path) -> io::Result<u64> {
 
 /// Bytes allocated for a file, or for a folder and all in it; links are not followed. What is not there takes nothing.
 pub fn allocated(path: &Path) -> io::Result<u64> {
-    below(path, DEPTH_MAX, &mut ENTRIES_MAX.clone())
+    let mut left = ENTRIES_MAX;
+    below(path, DEPTH_MAX, &mut left)
 }
 
 fn below(path: &Path, depth: usize, left: &mut usize) -> io::Result<u64> {

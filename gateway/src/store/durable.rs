@@ -21,7 +21,8 @@ use super::{OpenError, StoreError};
 use crate::metrics::{Histogram, IntCounter, Metrics};
 
 /// Page cache of one chain. Smaller does not save memory, larger gains nothing: a chain is appended to at one end and read
-/// at the other. It is no bound: see [`Database::anew`].
+/// at the other. It is no bound: sled keeps a page in each of the cache's 256 parts whatever its size, and a page of
+/// ours takes some 30 KiB, so that all that is written to a generation, or looked at, stays, up to 7 MiB.
 const CACHE_SIZE: u64 = 1024 * 1024;
 /// Never to be changed: sled refuses a database of another segment size. At 512 KiB a leaf spills to a blob file from
 /// 7.5 KiB a value on, well above `RECORD_SIZE_MAX`.
@@ -82,7 +83,15 @@ impl Database {
     }
 
     fn attempt(chain: &'static str, folder: &Path, sync_file: &SyncFile, metrics: &Metrics) -> Result<Self, Fault> {
-        let db = open_patiently(folder)?;
+        // No background thread: it would sync twice a second even when nothing changed. Its other work, moving live
+        // pages together, is not missed: a generation is left behind before that would pay.
+        let config = sled::Config::new()
+            .path(folder)
+            .mode(sled::Mode::LowSpace)
+            .cache_capacity(CACHE_SIZE)
+            .segment_size(SEGMENT_SIZE)
+            .flush_every_ms(None);
+        let db = open_patiently(&config, folder)?;
         let data = File::open(folder.join(DATA))?;
         Ok(Self {
             db,
@@ -93,20 +102,6 @@ impl Database {
             sync_seconds: metrics.outbox_sync_seconds.with_label_values(&[chain]),
             written_bytes: metrics.outbox_written_bytes.with_label_values(&[chain]),
         })
-    }
-
-    /// The same with none of it in memory.
-    ///
-    /// sled keeps one page for each of the 256 parts of its cache whatever the cache's size, and a page of our values
-    /// takes some 30 KiB: all that is written to a generation, or looked at, stays, up to 7 MiB.
-    pub(super) fn anew(self) -> Result<Self, Fault> {
-        let attempt = AssertUnwindSafe(|| {
-            // It lets nobody else in before it is gone.
-            drop(self.db);
-            let db = open_patiently(&self.folder)?;
-            Ok(Self { db, ..self })
-        });
-        catch_unwind(attempt).unwrap_or_else(|panic| Err(Fault::Damaged(panic_text(&*panic))))
     }
 
     /// Name of the chain.
@@ -172,15 +167,7 @@ impl Database {
     }
 }
 
-fn open_patiently(folder: &Path) -> Result<sled::Db, Fault> {
-    // No background thread: it would sync twice a second even when nothing changed. Its other work, moving live pages
-    // together, is not missed: a generation is left behind before that would pay.
-    let config = sled::Config::new()
-        .path(folder)
-        .mode(sled::Mode::LowSpace)
-        .cache_capacity(CACHE_SIZE)
-        .segment_size(SEGMENT_SIZE)
-        .flush_every_ms(None);
+fn open_patiently(config: &sled::Config, folder: &Path) -> Result<sled::Db, Fault> {
     for _ in 0..LOCK_TRIES {
         match config.open() {
             Err(sled::Error::Io(e)) if e.to_string().starts_with("could not acquire lock") => {

@@ -22,7 +22,8 @@ use super::{
 };
 use crate::{clock::BootId, metrics::Metrics, record::Lane};
 
-/// What was looked at takes this much memory and is worth opening the database anew, in bytes.
+/// A database of this size, in bytes, is worth opening anew when all of it was looked at: sled writes up to a segment of
+/// zeros at an open.
 const MUCH: u64 = 4 * 1024 * 1024;
 
 /// What a chain holds.
@@ -150,7 +151,8 @@ impl Looker<'_> {
             return damaged("the newest generation lacks what the mark says was written");
         }
         place.remove_half_written_snapshots(number)?;
-        let database = Database::open(place.chain, &place.folder(number), self.sync_file, self.metrics)?;
+        let open = || Database::open(place.chain, &place.folder(number), self.sync_file, self.metrics);
+        let database = open()?;
         let contents = database.try_with(Contents::of)?;
         if contents.commit < view.commits.proven {
             return damaged("the end of the newest generation is missing");
@@ -171,8 +173,12 @@ impl Looker<'_> {
         if contents.positions != expected {
             return damaged("records of the newest generation are missing");
         }
-        // All of it was looked at. Of a small one that is not worth the zeros, up to a segment, that sled writes at an open.
-        Ok((if database.size() < MUCH { database } else { database.anew()? }, known))
+        if database.size() < MUCH {
+            return Ok((database, known));
+        }
+        // All of it was looked at and would stay in memory. sled lets nobody else in before it is gone.
+        drop(database);
+        Ok((open()?, known))
     }
 
     /// What the lines of all generations say.

@@ -140,8 +140,11 @@ impl Site<'_> {
         let Some(folder) = self.options.memory.as_deref().filter(|folder| folder.is_dir()) else { return Ok(()) };
         let _lock = lock(folder)?;
         // The alarm chain says which epoch goes on; it comes last, when the other has begun it.
-        for lane in [Lane::Telemetry, Lane::Alarm] {
-            let Some(left) = Left::of(folder, lane) else {
+        let left = [Lane::Telemetry, Lane::Alarm].map(|lane| (lane, Left::of(folder, lane)));
+        let there = left.iter().any(|(_, left)| left.is_some()).then(|| inspect::look(folder, |_, _| {})).transpose();
+        let there = there.map_err(|error| refused(folder, &io::Error::other(error)))?;
+        for (lane, left) in left {
+            let (Some(left), Some(there)) = (left, &there) else {
                 error!(folder = %folder.display(), "what was kept in memory cannot be read and is lost");
                 continue;
             };
@@ -150,7 +153,6 @@ impl Site<'_> {
             let new = EpochMeta { base: found.next_position - 1, ..present.clone() };
             let epoch = found.epoch().cloned().unwrap_or(new);
             let mut chain = Chain::open(found, &epoch, Vec::new(), &self.setup(lane))?;
-            let there = inspect::look(folder, |_, _| {}).map_err(|error| refused(folder, &io::Error::other(error)))?;
             let records = there.records(lane, 0, Which::Waiting).filter_map(|found| {
                 found.inspect_err(|(path, error)| error!(path = %path.display(), "cannot be taken in: {error}")).ok()
             });
