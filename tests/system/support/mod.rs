@@ -20,7 +20,7 @@ pub(crate) mod toml;
 pub(crate) mod witnesses;
 
 use std::{
-    net::TcpListener,
+    net::TcpStream,
     sync::atomic::{AtomicU16, Ordering},
     thread,
     time::{Duration, Instant},
@@ -45,7 +45,8 @@ pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
 }
 
 /// A loopback port that stays free for us while a server on it is down: below the range that the kernel hands out to
-/// outgoing connections (32768 and up), and never the same twice in one process.
+/// outgoing connections (32768 and up), and never the same twice in one process. Asked for by a connection: a socket that
+/// tried to listen there would live on for a moment in a process that is just being started.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     const FIRST: u16 = 12_000;
@@ -53,7 +54,7 @@ pub(crate) fn free_port() -> u16 {
     let start = u16::try_from(std::process::id() % 200).expect("below 200") * 100;
     loop {
         let port = FIRST + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        if TcpStream::connect(("127.0.0.1", port)).is_err() {
             return port;
         }
     }

@@ -18,7 +18,7 @@ use tokio_modbus::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{PATIENCE, free_port};
+use super::{PATIENCE, free_port, until};
 
 /// One of the four tables of the Modbus data model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,7 +104,13 @@ impl Plc {
     /// The cable is in again.
     pub(crate) fn restore(&mut self) {
         let (stop, wiring) = (CancellationToken::new(), self.wiring.clone());
-        let listener = std::net::TcpListener::bind(("127.0.0.1", self.port)).expect("the PLC's port is free");
+        // Until a process that is just being started has let go of the listener that was cut.
+        let mut listener = None;
+        until("the PLC's port is free", || {
+            listener = std::net::TcpListener::bind(("127.0.0.1", self.port)).ok();
+            listener.is_some()
+        });
+        let listener = listener.expect("until it is there");
         listener.set_nonblocking(true).expect("a socket of ours");
         let stopped = stop.clone();
         let thread = thread::spawn(move || {
