@@ -82,13 +82,14 @@ impl Center {
         self.elsewhere.push(there);
     }
 
-    /// Goes away: nobody subscribes any more.
+    /// Goes away when it has read all that the broker had for it: what was confirmed to the gateway for its sake is in the
+    /// books. From then on nobody subscribes.
     pub(crate) fn leave(&mut self) {
         for Presence { leave, socket, thread } in self.present.take().into_iter().chain(self.elsewhere.drain(..)) {
             leave.store(true, Ordering::SeqCst);
             if let Some(socket) = socket.lock().expect("no panic while the socket is held").as_ref() {
                 // It may be closed already.
-                let _closed = socket.shutdown(Shutdown::Both);
+                let _closed = socket.shutdown(Shutdown::Write);
             }
             thread.join().expect("the center does not panic");
         }

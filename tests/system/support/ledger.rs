@@ -53,6 +53,12 @@ pub(crate) struct Event {
 }
 
 impl Event {
+    /// What a person wants to see of it.
+    fn line(&self) -> String {
+        let Self { lane, sequence, kind, subject, .. } = self;
+        format!("{lane}-{sequence} {kind} {subject} {} {}", self.data("state"), self.body["time"])
+    }
+
     /// A field of `data`.
     pub(crate) fn data(&self, field: &str) -> &Value {
         &self.body["data"][field]
@@ -185,7 +191,15 @@ impl Ledger {
             let (lost, missing): (Vec<u64>, Vec<u64>) = open.partition(declared);
             if !missing.is_empty() {
                 let settled = stream.settled;
-                return Err(format!("{epoch}-{lane}: settled {settled}, but neither here nor declared: {missing:?}"));
+                let beside = |event: &&Event| {
+                    let beside = |n: &u64| event.sequence.abs_diff(*n) <= 1;
+                    (&event.epoch, event.lane) == (epoch, *lane) && missing.iter().any(beside)
+                };
+                let around: Vec<String> = self.events.iter().filter(beside).map(Event::line).collect();
+                return Err(format!(
+                    "{epoch}-{lane}: settled {settled}, but neither here nor declared: {missing:?}, beside\n  {}",
+                    around.join("\n  ")
+                ));
             }
             summary.arrived += stream.arrived.len();
             summary.settled += stream.settled;
@@ -219,8 +233,7 @@ impl Ledger {
 
     /// What a person wants to see when a wait was in vain.
     pub(crate) fn outline(&self) -> String {
-        let event = |e: &Event| format!("{}-{} {} {} {}", e.lane, e.sequence, e.kind, e.subject, e.data("state"));
-        let events: Vec<String> = self.events.iter().rev().take(15).rev().map(event).collect();
+        let events: Vec<String> = self.events.iter().rev().take(15).rev().map(Event::line).collect();
         let states: Vec<String> = self.alarms.keys().map(|alarm| format!("{alarm}={}", self.state(alarm))).collect();
         format!(
             "{} events, {} duplicates, problems: {:?}\nlast events:\n  {}\nalarms: {}\nlast status: {}\nlast reply: {}",
