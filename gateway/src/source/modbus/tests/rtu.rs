@@ -7,6 +7,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, duplex},
     net::{TcpListener, TcpStream},
 };
+use tokio_serial::SerialPort;
 
 use super::{
     slave::{Cable, Deed, FAULTS, Slave},
@@ -61,6 +62,40 @@ impl Tally {
     }
 }
 
+/// Between two beats of [`Pulse`].
+const BEAT: Duration = Duration::from_millis(5);
+/// A machine that stands still for longer may make an answer later than any slave would, and proves nothing.
+const STOOD_STILL: Duration = Duration::from_millis(50);
+/// How often a fault is tried on a machine that stands still.
+const TRIES: u32 = 20;
+
+/// Knows for how long this runtime, master and slave in it, stood still.
+struct Pulse {
+    longest: Arc<Mutex<Duration>>,
+    _beats: JoinSet<()>,
+}
+
+impl Pulse {
+    fn start() -> Self {
+        let longest = Arc::<Mutex<Duration>>::default();
+        let (noted, mut beats) = (longest.clone(), JoinSet::new());
+        beats.spawn(async move {
+            loop {
+                let began = tokio::time::Instant::now();
+                sleep(BEAT).await;
+                let mut longest = noted.lock().expect("no panic while it is held");
+                *longest = longest.max(began.elapsed() - BEAT);
+            }
+        });
+        Self { longest, _beats: beats }
+    }
+
+    /// Whether it did since this was last asked.
+    fn stood_still(&self) -> bool {
+        std::mem::take(&mut *self.longest.lock().expect("no panic while it is held")) > STOOD_STILL
+    }
+}
+
 /// Each fault, then five reads of equal shape: nothing but the address, which no answer carries, tells them apart.
 async fn table<M, S>(mut master: M, slave_end: S, wire: SerialLine, quarantine: Quarantine) -> Tally
 where
@@ -71,39 +106,19 @@ where
     let serving = tokio::spawn(slave.clone().serve(slave_end, wire));
     let mut all = Tally::default();
     eprintln!("{} baud, quarantine {quarantine:?}: fault, follow-ups right, errors, wrong", wire.baud);
+    let pulse = Pulse::start();
     for deed in FAULTS {
-        let mut line = line(&mut master, wire, &Metrics::new());
-        line.quarantine = quarantine;
-        // An answer of many bytes, so that one in a lump is too early on the slowest machine.
-        let count = if deed == Deed::TwiceLater { 60 } else { 2 };
-        let deeds = if deed == Deed::Echo { 6 } else { 1 };
-        let done = slave.with(|s| {
-            s.next = std::iter::repeat_n(deed, deeds).collect();
-            s.done
-        });
-        let mut faulted = Tally::default();
-        faulted.add(99, count, &line.ask(UNIT, &holding(99, count)).await);
-        assert_eq!(faulted.wrong, 0, "{deed:?} itself");
-        if deed == Deed::Noise {
-            let idle = async {
-                while slave.with(|s| s.done) == done {
-                    sleep(Duration::from_millis(5)).await;
-                }
-            };
-            timeout(DEADLINE, idle).await.expect("the noise ends");
-        }
-        let mut tally = Tally::default();
-        for address in 100..105 {
-            tally.add(address, count, &line.ask(UNIT, &holding(address, count)).await);
-        }
-        eprintln!("{:>14}  {}  {}  {}", format!("{deed:?}"), tally.right, tally.errors, tally.wrong);
-        all.right += tally.right;
-        all.errors += tally.errors;
-        all.wrong += tally.wrong;
-        // Leaves nothing to the next fault, protected or not.
-        line.quarantine = Quarantine::On;
-        for _ in 0..3 {
-            drop(line.ask(UNIT, &holding(7, 1)).await);
+        for tries in 1.. {
+            pulse.stood_still();
+            let tally = follow_ups(&mut master, &slave, wire, (deed, quarantine)).await;
+            if pulse.stood_still() && tries < TRIES {
+                continue;
+            }
+            eprintln!("{:>14}  {}  {}  {}", format!("{deed:?}"), tally.right, tally.errors, tally.wrong);
+            all.right += tally.right;
+            all.errors += tally.errors;
+            all.wrong += tally.wrong;
+            break;
         }
     }
     eprintln!("{:>14}  {}  {}  {}", "all", all.right, all.errors, all.wrong);
@@ -111,10 +126,48 @@ where
     all
 }
 
+async fn follow_ups<M>(master: M, slave: &Slave, wire: SerialLine, (deed, quarantine): (Deed, Quarantine)) -> Tally
+where
+    M: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut line = line(master, wire, &Metrics::new());
+    line.quarantine = quarantine;
+    // An answer of many bytes, so that one in a lump is too early on the slowest machine.
+    let count = if deed == Deed::TwiceLater { 60 } else { 2 };
+    let deeds = if deed == Deed::Echo { 6 } else { 1 };
+    let done = slave.with(|s| {
+        s.next = std::iter::repeat_n(deed, deeds).collect();
+        s.done
+    });
+    let mut faulted = Tally::default();
+    faulted.add(99, count, &line.ask(UNIT, &holding(99, count)).await);
+    assert_eq!(faulted.wrong, 0, "{deed:?} itself");
+    if deed == Deed::Noise {
+        let idle = async {
+            while slave.with(|s| s.done) == done {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(DEADLINE, idle).await.expect("the noise ends");
+    }
+    let mut tally = Tally::default();
+    for address in 100..105 {
+        tally.add(address, count, &line.ask(UNIT, &holding(address, count)).await);
+    }
+    // Leaves nothing to the next fault, protected or not.
+    line.quarantine = Quarantine::On;
+    for _ in 0..3 {
+        drop(line.ask(UNIT, &holding(7, 1)).await);
+    }
+    tally
+}
+
+/// On a pseudo-terminal of the kernel's own: master and slave stand still together, with nothing between them that could be
+/// late by itself.
 async fn table_on_a_pty(baud: u32, quarantine: Quarantine) -> Tally {
-    let folder = tempfile::tempdir().expect("a folder");
-    let cable = Cable::plug_in(folder.path()).await;
-    let [master, slave] = [&cable.gateway, &cable.slave].map(|end| port::open(end, serial(baud)).expect("a port"));
+    let (slave, end) = tokio_serial::SerialStream::pair().expect("a pseudo-terminal");
+    let master = port::open(Path::new(&end.name().expect("it has a path")), serial(baud)).expect("a port");
+    drop(end);
     table(master, slave, serial(baud), quarantine).await
 }
 
