@@ -72,15 +72,15 @@ pub(super) struct Ballast {
 }
 
 impl Space {
-    /// What the files say of a store that nobody has open: what was given up is not there.
-    pub fn left_by(root: &Path) -> io::Result<Self> {
+    /// What the files say of a store that nobody has open, with all in it delivered or not: what was given up is not there.
+    pub fn left_by(root: &Path, delivered: bool) -> io::Result<Self> {
         let held = |name| root.join(name).is_file();
         root.symlink_metadata()?;
         Ok(match (held(BALLAST), held(RESERVE)) {
             (true, _) => Self::Enough,
             (false, true) => Self::Tight,
             (false, false) => {
-                if disk::free(root)? < RESERVE_SIZE_MAX / RESERVE_PART + BESIDE_RESERVE {
+                if disk::free(root)? < RESERVE_SIZE_MAX / reserve_parts(delivered) + BESIDE_RESERVE {
                     Self::None
                 } else {
                     Self::Tight
@@ -88,6 +88,11 @@ impl Space {
             }
         })
     }
+}
+
+/// The smallest part of the reserve that serves as one.
+const fn reserve_parts(delivered: bool) -> u64 {
+    if delivered { RESERVE_PART_DELIVERED } else { RESERVE_PART }
 }
 
 impl Ballast {
@@ -162,7 +167,8 @@ impl Ballast {
 
     fn take_reserve(&self) -> bool {
         let delivered = self.delivered.iter().all(|delivered| delivered.load(Ordering::Relaxed));
-        let parts = if delivered { RESERVE_PART_DELIVERED } else { RESERVE_PART };
+        // What was enough when it was taken stays so until it is given up, whatever came in since.
+        let parts = reserve_parts(delivered || (!self.is_used_up() && self.reserve.is_held(RESERVE_PART_DELIVERED)));
         let held = self.reserve.hold(BESIDE_RESERVE, parts);
         // Where no room can be kept, that alone holds nobody up.
         self.set_used_up(held.as_ref().is_ok_and(|held| !held));
@@ -190,7 +196,7 @@ impl Ballast {
 
     fn tell(&self) {
         let waits = self.waiting.iter().any(|waiting| waiting.load(Ordering::Relaxed));
-        let space = match (waits || self.is_used_up(), self.ballast.is_whole()) {
+        let space = match (waits || self.is_used_up(), self.ballast.is_held(1)) {
             (true, _) => Space::None,
             (false, true) => Space::Enough,
             (false, false) => Space::Tight,
@@ -226,8 +232,9 @@ struct Kept {
 }
 
 impl Kept {
-    fn is_whole(&self) -> bool {
-        self.bytes() >= self.size.max(1)
+    /// Whether one of so many parts of it is held.
+    fn is_held(&self, parts: u64) -> bool {
+        self.bytes() >= (self.size / parts).max(1)
     }
 
     fn bytes(&self) -> u64 {
@@ -246,10 +253,10 @@ impl Kept {
             return Ok(true);
         }
         let room = bytes + self.free()?.saturating_sub(spare);
-        let halves = (0..=parts.ilog2()).map(|halvings| self.size >> halvings);
-        match halves.into_iter().find(|size| *size <= room) {
+        let mut halves = (0..=parts.ilog2()).map(|halvings| self.size >> halvings);
+        match halves.find(|size| *size <= room) {
             Some(size) if size > bytes || bytes > self.size => self.take(size),
-            _ => Ok(bytes >= (self.size / parts).max(1)),
+            _ => Ok(self.is_held(parts)),
         }
     }
 
@@ -335,15 +342,31 @@ mod tests {
     }
 
     #[test]
+    fn a_part_that_was_taken_stays_enough_until_it_is_given_up() {
+        let dir = tempfile::tempdir().expect("folder");
+        // So large that the disk has no room for more than the part of it that is there, a hole.
+        let size = 9 * disk::free(dir.path()).expect("asks");
+        let reserve = Kept { path: dir.path().join(RESERVE), size };
+        let ballast = Ballast { reserve, ..Ballast::new(dir.path(), 1024 * 1024, &Metrics::new()) };
+        let part = size / RESERVE_PART_DELIVERED;
+        File::create(&ballast.reserve.path).and_then(|file| file.set_len(part)).expect("a hole takes no room");
+        ballast.hold_reserve();
+        assert!(!ballast.is_used_up());
+        assert!(ballast.release(0) && ballast.is_used_up());
+        ballast.hold_reserve();
+        assert!(ballast.is_used_up(), "with records that wait half of it is wanted anew");
+    }
+
+    #[test]
     fn what_lies_there_says_how_much_room_there_was() {
         let dir = tempfile::tempdir().expect("folder");
-        let said = || Space::left_by(dir.path()).expect("reads");
+        let said = || Space::left_by(dir.path(), false).expect("reads");
         assert_ne!(said(), Space::Enough);
         for (name, space) in [(RESERVE, Space::Tight), (BALLAST, Space::Enough)] {
             fs::write(dir.path().join(name), "x").expect("writes");
             assert_eq!(said(), space);
         }
-        assert!(Space::left_by(&dir.path().join("gone")).is_err());
+        assert!(Space::left_by(&dir.path().join("gone"), true).is_err());
     }
 
     #[test]

@@ -341,6 +341,7 @@ fn holder_in(locks: &str, (major, minor, inode): (u32, u32, u64)) -> Option<u32>
 /// The outbox of a stopped daemon, counted.
 fn on_disk(config: &Config, clock: &Clock, language: Language) -> Result<Outbox, ToolError> {
     let inspection = look(config, language)?;
+    let delivered = inspection.lanes.iter().all(|of| of.records == 0);
     let lanes = inspection.lanes.iter().map(|of| {
         let state = LaneState {
             epoch: of.status.epoch.clone(),
@@ -358,7 +359,7 @@ fn on_disk(config: &Config, clock: &Clock, language: Language) -> Result<Outbox,
         disk_bytes: inspection.folder.disk_bytes,
         quota_bytes: Some(config.outbox.max_size),
         full_in_s: None,
-        space: Space::left_by(&config.outbox.path).ok(),
+        space: Space::left_by(&config.outbox.path, delivered).ok(),
         full_since: None,
         unusable: None,
         lanes: lanes.collect(),

@@ -42,7 +42,8 @@ impl Page {
     fn verdicts(self, outbox: &Outbox, seen: &Seen) -> Vec<String> {
         let waiting: u64 = outbox.lanes.values().map(|lane| lane.state.records).sum();
         let count = [("count", waiting.into())];
-        let full = outbox.quota_bytes.is_some_and(|quota| outbox.disk_bytes >= quota);
+        // Where others take the whole disk, nothing is left of the quota: that is said by itself.
+        let full = outbox.quota_bytes.is_some_and(|quota| quota > 0 && outbox.disk_bytes >= quota);
         let soon = outbox.full_in_s.filter(|full_in_s| *full_in_s < SOON_S && !full);
         let mut verdicts = Vec::new();
         let say = |applies: bool, key: &str| applies.then(|| self.say(key, &[]));
@@ -312,6 +313,11 @@ Rescue what is in them, then remove the folder:
                 Outbox { space: Some(Space::None), ..calm() },
                 Seen::Stopped,
                 "  Verdict         THE DISK IS FULL, NOTHING CAN BE RECORDED: remove what does not belong there",
+            ),
+            (
+                Outbox { space: Some(Space::None), quota_bytes: Some(0), ..calm() },
+                daemon(),
+                "take a larger card\n                  everything was delivered\n",
             ),
             (Outbox { space: None, ..calm() }, Seen::Stopped, "  Verdict         everything was delivered\n  Space"),
             (Outbox { quota_bytes: None, ..calm() }, daemon(), "  Space           105.0 MiB\n"),
