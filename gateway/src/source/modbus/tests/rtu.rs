@@ -126,6 +126,7 @@ where
     all
 }
 
+/// One fault, and the reads after it.
 async fn follow_ups<M>(master: M, slave: &Slave, wire: SerialLine, (deed, quarantine): (Deed, Quarantine)) -> Tally
 where
     M: AsyncRead + AsyncWrite + Unpin,
@@ -141,7 +142,8 @@ where
     });
     let mut faulted = Tally::default();
     faulted.add(99, count, &line.ask(UNIT, &holding(99, count)).await);
-    assert_eq!(faulted.wrong, 0, "{deed:?} itself");
+    // Of the read that meets the fault only this counts.
+    let mut tally = Tally { wrong: faulted.wrong, ..Tally::default() };
     if deed == Deed::Noise {
         let idle = async {
             while slave.with(|s| s.done) == done {
@@ -150,7 +152,6 @@ where
         };
         timeout(DEADLINE, idle).await.expect("the noise ends");
     }
-    let mut tally = Tally::default();
     for address in 100..105 {
         tally.add(address, count, &line.ask(UNIT, &holding(address, count)).await);
     }
