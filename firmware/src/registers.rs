@@ -1,55 +1,84 @@
 //! The node's Modbus map: every bit and register a master may read or write, as one table.
 //!
-//! One request reads all that is polled: inputs 0 to 15 hold the contacts, the measured values, the event counters and
+//! One request reads all that is polled: inputs 0 to 22 hold the contacts, their event counters, the measured values and
 //! the node's health. Names and types are those of the gateway's configuration; addresses are 0-based, as on the wire;
 //! numbers of several registers have their high word first (order `abcd`).
 //!
 //! Event counters count edges to active. They wrap from 65535 to 0 and are never cleared, by reading least of all: a
 //! master that lost an answer asks again and has missed nothing, and two masters do not steal from each other. See
-//! [`events_between`].
+//! [`events_between`]. They survive a reset, but not the loss of power.
+//!
+//! Holding registers are a draft: what is written there is checked at once (exception 3), kept and used only when 1 is
+//! written to `apply`. A broadcast writes coils only: it would give every node the same unit.
 //!
 //! | table | address | name | type | unit | exponent | access | meaning |
 //! |---|---|---|---|---|---|---|---|
 //! | coil | 0 | output-1 | bool | | 0 | read-write | relay 1 is on |
 //! | coil | 1 | output-2 | bool | | 0 | read-write | relay 2 is on |
-//! | coil | 2 | identify | bool | | 0 | read-write | the lamp blinks, to find this node among many |
+//! | coil | 2 | identify | bool | | 0 | read-write | the lamp blinks, to find this node among many; ends by itself after 10 minutes |
 //! | discrete | 0 | contact-1 | bool | | 0 | read-only | contact 1 is active, after debouncing |
 //! | discrete | 1 | contact-2 | bool | | 0 | read-only | contact 2 is active, after debouncing |
 //! | discrete | 2 | contact-3 | bool | | 0 | read-only | contact 3 is active, after debouncing |
 //! | discrete | 3 | contact-4 | bool | | 0 | read-only | contact 4 is active, after debouncing |
-//! | discrete | 4 | fault | bool | | 0 | read-only | any bit of input faults is set |
-//! | input | 0 | contacts | u16 | | 0 | read-only | bit 0 to 3: contact 1 to 4, as the discrete inputs |
-//! | input | 1 | temperature | i16 | °C | -1 | read-only | inside the housing; -32768 without a value |
-//! | input | 2 | humidity | u16 | % | -1 | read-only | relative, inside the housing; 65535 without a value |
-//! | input | 3 | supply | u16 | V | -3 | read-only | supply voltage |
-//! | input | 4 | current-1 | u16 | mA | -3 | read-only | current loop 1; 65535 without a value |
-//! | input | 5 | current-2 | u16 | mA | -3 | read-only | current loop 2; 65535 without a value |
-//! | input | 6 | contact-1-events | u16 | | 0 | read-only | activations of contact 1, modulo 65536 |
-//! | input | 7 | contact-2-events | u16 | | 0 | read-only | activations of contact 2, modulo 65536 |
-//! | input | 8 | contact-3-events | u16 | | 0 | read-only | activations of contact 3, modulo 65536 |
-//! | input | 9 | contact-4-events | u16 | | 0 | read-only | activations of contact 4, modulo 65536 |
-//! | input | 10 | faults | u16 | | 0 | read-only | standing faults, see `Fault` |
-//! | input | 11 | uptime | u32 | s | 0 | read-only | since the last reset |
-//! | input | 13 | reset-cause | u16 | | 0 | read-only | why it started last, see `ResetCause` |
-//! | input | 14 | resets | u16 | | 0 | read-only | starts since it was made, modulo 65536 |
-//! | input | 15 | bus-errors | u16 | | 0 | read-only | frames with a wrong checksum, modulo 65536 |
+//! | discrete | 4 | contact-5 | bool | | 0 | read-only | contact 5 is active, after debouncing |
+//! | discrete | 5 | contact-6 | bool | | 0 | read-only | contact 6 is active, after debouncing |
+//! | discrete | 6 | contact-7 | bool | | 0 | read-only | contact 7 is active, after debouncing |
+//! | discrete | 7 | contact-8 | bool | | 0 | read-only | contact 8 is active, after debouncing |
+//! | discrete | 8 | fault | bool | | 0 | read-only | any bit of input faults is set |
+//! | input | 0 | contacts | u16 | | 0 | read-only | bit 0 to 7: contact 1 to 8, as the discrete inputs |
+//! | input | 1 | contact-1-events | u16 | | 0 | read-only | activations of contact 1, modulo 65536 |
+//! | input | 2 | contact-2-events | u16 | | 0 | read-only | activations of contact 2, modulo 65536 |
+//! | input | 3 | contact-3-events | u16 | | 0 | read-only | activations of contact 3, modulo 65536 |
+//! | input | 4 | contact-4-events | u16 | | 0 | read-only | activations of contact 4, modulo 65536 |
+//! | input | 5 | contact-5-events | u16 | | 0 | read-only | activations of contact 5, modulo 65536 |
+//! | input | 6 | contact-6-events | u16 | | 0 | read-only | activations of contact 6, modulo 65536 |
+//! | input | 7 | contact-7-events | u16 | | 0 | read-only | activations of contact 7, modulo 65536 |
+//! | input | 8 | contact-8-events | u16 | | 0 | read-only | activations of contact 8, modulo 65536 |
+//! | input | 9 | temperature | i16 | °C | -1 | read-only | inside the housing; -32768 without a value |
+//! | input | 10 | humidity | u16 | % | -1 | read-only | relative, inside the housing; 65535 without a value |
+//! | input | 11 | supply | u16 | V | -3 | read-only | supply voltage; 65535 without a value |
+//! | input | 12 | loop-1 | u16 | mA | -3 | read-only | current loop 1; 65535 without a value |
+//! | input | 13 | loop-2 | u16 | mA | -3 | read-only | current loop 2; 65535 without a value |
+//! | input | 14 | line-current | u16 | A | -2 | read-only | current transformer, true RMS; 65535 without a value |
+//! | input | 15 | outputs | u16 | | 0 | read-only | bit 0 and 1: output 1 and 2 as driven, the fail-safe state included |
+//! | input | 16 | faults | u16 | | 0 | read-only | standing faults, see `Fault` |
+//! | input | 17 | uptime | u32 | s | 0 | read-only | since the last reset |
+//! | input | 19 | reset-cause | u16 | | 0 | read-only | why it started last, see `ResetCause` |
+//! | input | 20 | resets | u16 | | 0 | read-only | resets since the power came on, modulo 65536 |
+//! | input | 21 | bus-errors | u16 | | 0 | read-only | frames that were cut or garbled, since it started, modulo 65536 |
+//! | input | 22 | stack-free | u16 | B | 0 | read-only | bytes of stack that were never used |
 //! | input | 256 | map-version | u16 | | 0 | read-only | version of this table |
 //! | input | 257 | version-major | u16 | | 0 | read-only | firmware version |
 //! | input | 258 | version-minor | u16 | | 0 | read-only | firmware version |
 //! | input | 259 | version-patch | u16 | | 0 | read-only | firmware version |
 //! | input | 260 | serial-number | u64 | | 0 | read-only | the chip's own number |
 //! | holding | 0 | unit | u16 | | 0 | read-write | Modbus unit of this node, 1 to 247 |
-//! | holding | 1 | baud | u16 | Bd | 2 | read-write | 12 to 1152: 1200 to 115200 baud |
+//! | holding | 1 | baud | u16 | Bd | 2 | read-write | 12 to 1152: 1200 to 115200 baud, a standard rate |
 //! | holding | 2 | parity | u16 | | 0 | read-write | see `Parity` |
 //! | holding | 3 | stop-bits | u16 | | 0 | read-write | 1 or 2 |
 //! | holding | 4 | debounce-1 | u16 | ms | 0 | read-write | how long contact 1 must rest, 1 to 10000 |
 //! | holding | 5 | debounce-2 | u16 | ms | 0 | read-write | how long contact 2 must rest, 1 to 10000 |
 //! | holding | 6 | debounce-3 | u16 | ms | 0 | read-write | how long contact 3 must rest, 1 to 10000 |
 //! | holding | 7 | debounce-4 | u16 | ms | 0 | read-write | how long contact 4 must rest, 1 to 10000 |
-//! | holding | 8 | apply | u16 | | 0 | read-write | write 1 to keep and use holding 0 to 7; reads 1 while they differ |
+//! | holding | 8 | debounce-5 | u16 | ms | 0 | read-write | how long contact 5 must rest, 1 to 10000 |
+//! | holding | 9 | debounce-6 | u16 | ms | 0 | read-write | how long contact 6 must rest, 1 to 10000 |
+//! | holding | 10 | debounce-7 | u16 | ms | 0 | read-write | how long contact 7 must rest, 1 to 10000 |
+//! | holding | 11 | debounce-8 | u16 | ms | 0 | read-write | how long contact 8 must rest, 1 to 10000 |
+//! | holding | 12 | active-open | u16 | | 0 | read-write | bit 0 to 7: contact 1 to 8 is active while open (normally closed) |
+//! | holding | 13 | fitted | u16 | | 0 | read-write | what is connected, see `Fitted`; what is not is no fault |
+//! | holding | 14 | transformer | u16 | A | 0 | read-write | current transformer: primary current at 1 V, 1 to 600 |
+//! | holding | 15 | fail-safe-after | u16 | s | 0 | read-write | silence after which outputs take their safe state, 0 for never |
+//! | holding | 16 | fail-safe-outputs | u16 | | 0 | read-write | bit 0 and 1: the safe state of output 1 and 2 |
+//! | holding | 17 | apply | u16 | | 0 | read-write | write 1 to keep and use holding 0 to 16; reads 1 while they differ from those in use |
 
 /// Version of [`MAP`]: changed whenever an entry moves or changes its meaning, not when one is added.
 pub const MAP_VERSION: u16 = 1;
+
+/// Dry contacts.
+pub const CONTACTS: usize = 8;
+
+/// Relays, transistors or whatever a board switches.
+pub const OUTPUTS: usize = 2;
 
 /// One of the four Modbus tables (Modbus Application Protocol 1.1b3 §4.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -133,41 +162,61 @@ impl Entry {
 pub const MAP: &[Entry] = &[
     output(0, "output-1", "relay 1 is on"),
     output(1, "output-2", "relay 2 is on"),
-    output(2, "identify", "the lamp blinks, to find this node among many"),
+    output(2, "identify", "the lamp blinks, to find this node among many; ends by itself after 10 minutes"),
     contact(0, "contact-1", "contact 1 is active, after debouncing"),
     contact(1, "contact-2", "contact 2 is active, after debouncing"),
     contact(2, "contact-3", "contact 3 is active, after debouncing"),
     contact(3, "contact-4", "contact 4 is active, after debouncing"),
-    contact(4, "fault", "any bit of input faults is set"),
-    input(0, "contacts", Type::U16, "bit 0 to 3: contact 1 to 4, as the discrete inputs"),
-    input(1, "temperature", Type::I16, "inside the housing; -32768 without a value").in_unit("°C", -1),
-    input(2, "humidity", Type::U16, "relative, inside the housing; 65535 without a value").in_unit("%", -1),
-    input(3, "supply", Type::U16, "supply voltage").in_unit("V", -3),
-    input(4, "current-1", Type::U16, "current loop 1; 65535 without a value").in_unit("mA", -3),
-    input(5, "current-2", Type::U16, "current loop 2; 65535 without a value").in_unit("mA", -3),
-    input(6, "contact-1-events", Type::U16, "activations of contact 1, modulo 65536"),
-    input(7, "contact-2-events", Type::U16, "activations of contact 2, modulo 65536"),
-    input(8, "contact-3-events", Type::U16, "activations of contact 3, modulo 65536"),
-    input(9, "contact-4-events", Type::U16, "activations of contact 4, modulo 65536"),
-    input(10, "faults", Type::U16, "standing faults, see `Fault`"),
-    input(11, "uptime", Type::U32, "since the last reset").in_unit("s", 0),
-    input(13, "reset-cause", Type::U16, "why it started last, see `ResetCause`"),
-    input(14, "resets", Type::U16, "starts since it was made, modulo 65536"),
-    input(15, "bus-errors", Type::U16, "frames with a wrong checksum, modulo 65536"),
+    contact(4, "contact-5", "contact 5 is active, after debouncing"),
+    contact(5, "contact-6", "contact 6 is active, after debouncing"),
+    contact(6, "contact-7", "contact 7 is active, after debouncing"),
+    contact(7, "contact-8", "contact 8 is active, after debouncing"),
+    contact(8, "fault", "any bit of input faults is set"),
+    input(0, "contacts", Type::U16, "bit 0 to 7: contact 1 to 8, as the discrete inputs"),
+    input(1, "contact-1-events", Type::U16, "activations of contact 1, modulo 65536"),
+    input(2, "contact-2-events", Type::U16, "activations of contact 2, modulo 65536"),
+    input(3, "contact-3-events", Type::U16, "activations of contact 3, modulo 65536"),
+    input(4, "contact-4-events", Type::U16, "activations of contact 4, modulo 65536"),
+    input(5, "contact-5-events", Type::U16, "activations of contact 5, modulo 65536"),
+    input(6, "contact-6-events", Type::U16, "activations of contact 6, modulo 65536"),
+    input(7, "contact-7-events", Type::U16, "activations of contact 7, modulo 65536"),
+    input(8, "contact-8-events", Type::U16, "activations of contact 8, modulo 65536"),
+    input(9, "temperature", Type::I16, "inside the housing; -32768 without a value").in_unit("°C", -1),
+    input(10, "humidity", Type::U16, "relative, inside the housing; 65535 without a value").in_unit("%", -1),
+    input(11, "supply", Type::U16, "supply voltage; 65535 without a value").in_unit("V", -3),
+    input(12, "loop-1", Type::U16, "current loop 1; 65535 without a value").in_unit("mA", -3),
+    input(13, "loop-2", Type::U16, "current loop 2; 65535 without a value").in_unit("mA", -3),
+    input(14, "line-current", Type::U16, "current transformer, true RMS; 65535 without a value").in_unit("A", -2),
+    input(15, "outputs", Type::U16, "bit 0 and 1: output 1 and 2 as driven, the fail-safe state included"),
+    input(16, "faults", Type::U16, "standing faults, see `Fault`"),
+    input(17, "uptime", Type::U32, "since the last reset").in_unit("s", 0),
+    input(19, "reset-cause", Type::U16, "why it started last, see `ResetCause`"),
+    input(20, "resets", Type::U16, "resets since the power came on, modulo 65536"),
+    input(21, "bus-errors", Type::U16, "frames that were cut or garbled, since it started, modulo 65536"),
+    input(22, "stack-free", Type::U16, "bytes of stack that were never used").in_unit("B", 0),
     input(256, "map-version", Type::U16, "version of this table"),
     input(257, "version-major", Type::U16, "firmware version"),
     input(258, "version-minor", Type::U16, "firmware version"),
     input(259, "version-patch", Type::U16, "firmware version"),
     input(260, "serial-number", Type::U64, "the chip's own number"),
     holding(0, "unit", "Modbus unit of this node, 1 to 247"),
-    holding(1, "baud", "12 to 1152: 1200 to 115200 baud").in_unit("Bd", 2),
+    holding(1, "baud", "12 to 1152: 1200 to 115200 baud, a standard rate").in_unit("Bd", 2),
     holding(2, "parity", "see `Parity`"),
     holding(3, "stop-bits", "1 or 2"),
     holding(4, "debounce-1", "how long contact 1 must rest, 1 to 10000").in_unit("ms", 0),
     holding(5, "debounce-2", "how long contact 2 must rest, 1 to 10000").in_unit("ms", 0),
     holding(6, "debounce-3", "how long contact 3 must rest, 1 to 10000").in_unit("ms", 0),
     holding(7, "debounce-4", "how long contact 4 must rest, 1 to 10000").in_unit("ms", 0),
-    holding(8, "apply", "write 1 to keep and use holding 0 to 7; reads 1 while they differ"),
+    holding(8, "debounce-5", "how long contact 5 must rest, 1 to 10000").in_unit("ms", 0),
+    holding(9, "debounce-6", "how long contact 6 must rest, 1 to 10000").in_unit("ms", 0),
+    holding(10, "debounce-7", "how long contact 7 must rest, 1 to 10000").in_unit("ms", 0),
+    holding(11, "debounce-8", "how long contact 8 must rest, 1 to 10000").in_unit("ms", 0),
+    holding(12, "active-open", "bit 0 to 7: contact 1 to 8 is active while open (normally closed)"),
+    holding(13, "fitted", "what is connected, see `Fitted`; what is not is no fault"),
+    holding(14, "transformer", "current transformer: primary current at 1 V, 1 to 600").in_unit("A", 0),
+    holding(15, "fail-safe-after", "silence after which outputs take their safe state, 0 for never").in_unit("s", 0),
+    holding(16, "fail-safe-outputs", "bit 0 and 1: the safe state of output 1 and 2"),
+    holding(17, "apply", "write 1 to keep and use holding 0 to 16; reads 1 while they differ from those in use"),
 ];
 
 /// How many events lie between two readings of a counter, given that there were fewer than 65536.
@@ -180,16 +229,42 @@ pub const fn events_between(earlier: u16, later: u16) -> u16 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Fault {
-    /// The climate sensor does not answer.
-    ClimateSensor = 1 << 0,
-    /// Current loop 1 is open or shorted.
-    CurrentLoop1 = 1 << 1,
-    /// Current loop 2 is open or shorted.
-    CurrentLoop2 = 1 << 2,
+    /// The climate sensor does not answer, or garbled.
+    Climate = 1 << 0,
+    /// The converter of loops, line current and supply does not answer.
+    Converter = 1 << 1,
+    /// Current loop 1 is below 3.6 mA or above 21 mA (NAMUR NE 43): cut, shorted or its transmitter failed.
+    Loop1 = 1 << 2,
+    /// The same of current loop 2.
+    Loop2 = 1 << 3,
     /// The supply is below what the relays need.
-    SupplyLow = 1 << 3,
+    SupplyLow = 1 << 4,
     /// The kept settings were damaged; the node runs on its defaults.
-    SettingsLost = 1 << 4,
+    SettingsLost = 1 << 5,
+    /// The settings could not be kept; the node goes on with the ones it has.
+    SettingsNotKept = 1 << 6,
+    /// Outputs are in their safe state, because no master was heard.
+    FailSafe = 1 << 7,
+    /// The firmware panicked before its last reset; where stands in the device identification, object 0x80.
+    Panicked = 1 << 8,
+    /// A pin could not be read or driven.
+    Pin = 1 << 9,
+}
+
+/// A bit of holding `fitted`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Fitted {
+    /// A climate sensor.
+    Climate = 1 << 0,
+    /// A transmitter on current loop 1.
+    Loop1 = 1 << 1,
+    /// A transmitter on current loop 2.
+    Loop2 = 1 << 2,
+    /// A current transformer.
+    Transformer = 1 << 3,
+    /// The divider that measures the supply.
+    Supply = 1 << 4,
 }
 
 /// Input `reset-cause`.
@@ -208,6 +283,8 @@ pub enum ResetCause {
     Software = 4,
     /// The reset button.
     Button = 5,
+    /// The firmware panicked.
+    Panic = 6,
 }
 
 /// Holding `parity`.
@@ -300,7 +377,7 @@ mod tests {
             next = entry.end();
         }
         assert!(next <= REQUEST_REGISTERS_MAX);
-        for name in ["contacts", "temperature", "contact-1-events", "contact-4-events", "faults", "uptime", "resets"] {
+        for name in ["contacts", "temperature", "contact-1-events", "contact-8-events", "faults", "uptime", "resets"] {
             assert!(polled.contains(&named(name)), "{name} needs a request of its own");
         }
     }
@@ -329,9 +406,9 @@ mod tests {
 
     #[test]
     fn every_contact_has_its_bit_its_counter_and_its_debounce() {
-        for contact in 1..=4 {
+        for contact in 1..=CONTACTS {
             let bit = named(&format!("contact-{contact}"));
-            assert_eq!((bit.table, bit.address), (Table::Discrete, contact - 1));
+            assert_eq!((bit.table, usize::from(bit.address)), (Table::Discrete, contact - 1));
             let counter = named(&format!("contact-{contact}-events"));
             assert_eq!((counter.table, counter.type_, counter.access), (Table::Input, Type::U16, Access::Read));
             assert_eq!(named(&format!("debounce-{contact}")).unit, "ms");
