@@ -8,4 +8,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod filter;
 pub mod registers;
+pub mod sensors;
+pub mod time;
