@@ -159,3 +159,6 @@ where
         Next::Again
     }
 }
+
+#[cfg(test)]
+mod tests;

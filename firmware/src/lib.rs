@@ -19,6 +19,9 @@
 #[cfg(test)]
 extern crate std;
 
+#[cfg(test)]
+mod testing;
+
 pub mod registers;
 pub mod time;
 

@@ -14,7 +14,7 @@ use embedded_hal::{
 use crate::{
     contact::Contact,
     kept::Kept,
-    modbus::{Audience, Bits, CoilValues, Exception, RegisterValues, Registers, Tables, diagnostics::Diagnostics},
+    modbus::{Audience, Bits, CoilValues, Exception, RegisterValues, Registers, Tables},
     registers::{CONTACTS, Fault, Fitted, MAP_VERSION, OUTPUTS, ResetCause, address},
     sensors::{
         analog::{Channel, Converter, Loop, line_current_ma, loop_current_ua, supply_mv},

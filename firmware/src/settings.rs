@@ -295,3 +295,6 @@ fn decode(bytes: &[u8; COPY_SIZE]) -> Option<Copy> {
 
 /// A copy fits with room for the settings of a later version.
 const _: () = assert!(MARK.len() + 2 + 2 * SETTINGS + 4 <= COPY_SIZE);
+
+#[cfg(test)]
+mod tests;

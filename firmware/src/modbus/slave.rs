@@ -327,3 +327,6 @@ fn read_and_write(
     tables.write_registers(*written.start(), values, audience)?;
     read_registers(Registers::Holding, &[*a, *b, *c, *d], tables, answer)
 }
+
+#[cfg(test)]
+mod tests;

@@ -76,11 +76,13 @@ fn an_sht3x_is_found_in_the_first_attempt_and_asked_first_in_the_next() {
 
 #[test]
 fn a_chip_that_is_not_there_is_looked_for_once_a_second() {
-    let nobody = [sht4x_asked().with_error(NACK), status_asked().with_error(NACK)];
-    assert_eq!(
-        check(&[nobody.clone(), nobody].concat(), 2),
-        [(1, Err(Trouble::NoAnswer)), (1_001, Err(Trouble::NoAnswer))]
-    );
+    let nobody = [
+        sht4x_asked().with_error(NACK),
+        status_asked().with_error(NACK),
+        status_asked().with_error(NACK), // one that came meanwhile is as likely of one family as of the other
+        sht4x_asked().with_error(NACK),
+    ];
+    assert_eq!(check(&nobody, 2), [(1, Err(Trouble::NoAnswer)), (1_001, Err(Trouble::NoAnswer))]);
 }
 
 #[test]
@@ -143,8 +145,7 @@ fn a_chip_that_is_pulled_and_put_back_measures_again() {
         status_asked().with_error(NACK),
         status_asked().with_error(NACK),
         sht4x_asked().with_error(NACK),
-        status_asked().with_error(NACK), // put back
-        sht4x_asked(),
+        sht4x_asked(), // put back
         answered(),
     ];
     let reports: Vec<_> = check(&transactions, 4).into_iter().map(|(_, report)| report).collect();
@@ -168,7 +169,7 @@ fn the_formulas_of_the_data_sheets_hold() {
 }
 
 /// A bus that answers with whatever comes next, or not at all.
-struct Noise(std::vec::IntoIter<Option<u8>>);
+struct Noise(vec::IntoIter<Option<u8>>);
 
 impl embedded_hal::i2c::ErrorType for Noise {
     type Error = ErrorKind;
