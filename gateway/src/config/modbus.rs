@@ -12,7 +12,7 @@ use super::{
     document::{Node, Section},
     names::{Names, Owner, Says, clash},
     problem::Spot,
-    profile::Profiles,
+    profile::{Profile, Profiles},
     read::Measured,
     serial,
 };
@@ -193,31 +193,33 @@ fn device<'a>(
     }
     let name = name.map(|(name, _)| name);
     let profile = section.get("profile").and_then(|node| profiles.named(node));
-    let mut children = section.sections("point", "[[modbus.device.point]]");
-    match profile {
-        Some(profile) => children = profile.points_of(section, children),
-        None if section.has("profile") => _ = section.get("skip"),
-        None if section.has("skip") => section.wrong("skip", "check-skip-alone", &[]),
-        None if children.is_empty() && !section.has("point") => section.missing("check-no-points", &[]),
-        None => {}
-    }
+    let mut children = children(section, profile);
     section.finish();
-    let is_too_many = profile.is_some() && names.point_count() + children.len() > POINTS_MAX;
-    if is_too_many {
+    let mut is_unread = profile.is_none() && section.has("profile");
+    if profile.is_some() && names.point_count() + children.len() > POINTS_MAX {
         section.wrong("profile", "check-points", &[("max", POINTS_MAX.to_string().into())]);
+        children.clear();
+        is_unread = true;
     }
-    if let Some(name) = &name
-        && section.has("profile")
-        && (profile.is_none() || is_too_many)
-    {
+    if let (Some(name), true) = (&name, is_unread) {
         names.unread(name);
-    }
-    if is_too_many {
-        return None;
     }
     let points = children.iter().filter_map(|child| point(child, name.as_ref(), names, report)).collect();
     let profile = profile.and_then(|profile| profile.about.clone());
     Some(Device { name: name?, unit: unit?, poll, missed_polls, profile, points })
+}
+
+/// The points of a device: its own, and those of its profile.
+fn children<'a>(section: &Section<'a>, profile: Option<&Profile<'a>>) -> Vec<Section<'a>> {
+    let own = section.sections("point", "[[modbus.device.point]]");
+    match profile {
+        Some(profile) => return profile.points_of(section, own),
+        None if section.has("profile") => _ = section.has("skip"), // what it means, only the profile knows
+        None if section.has("skip") => section.wrong("skip", "check-skip-alone", &[]),
+        None if own.is_empty() && !section.has("point") => section.missing("check-no-points", &[]),
+        None => {}
+    }
+    own
 }
 
 /// One of the five severities.

@@ -90,18 +90,20 @@ pub fn load_with(path: &Path, secrets: Secrets<'_>) -> Result<Config, Problems> 
 
 /// What could be made of a text, and what is wrong with its syntax.
 fn parse(text: &str) -> (DeTable<'_>, Vec<toml::de::Error>) {
-    let (table, errors) = if text.len() <= RECOVERABLE_BYTES_MAX {
+    let (table, mut errors) = if text.len() <= RECOVERABLE_BYTES_MAX {
         DeTable::parse_recoverable(text)
     } else {
         DeTable::parse(text)
             .map_or_else(|e| (toml::Spanned::new(0..0, DeTable::new()), vec![e]), |table| (table, vec![]))
     };
+    errors.truncate(SYNTAX_SHOWN_MAX);
+    errors.shrink_to_fit(); // those of every file wait for each other
     (table.into_inner(), errors)
 }
 
 /// Notes what is wrong with the syntax of a file.
 fn note(file: usize, errors: &[toml::de::Error], findings: &Findings<'_>) {
-    for error in errors.iter().take(SYNTAX_SHOWN_MAX) {
+    for error in errors {
         let span = error.span().unwrap_or(0..0);
         let spot = Spot { file, offset: Some(span.start) };
         match (error.message(), findings.sources[file].text.get(span)) {

@@ -237,6 +237,9 @@ fn a_description_names_the_profile_of_its_device() {
     let profiles: Vec<_> = described.iter().map(|d| (d.device.as_str(), d.profile.as_deref())).collect();
     assert_eq!(profiles, [("climate", Some("xy-md02")), ("panel", None)]);
     described.iter().for_each(|description| keeps_contract(&device(&about(), description)));
+    let frozen: Json =
+        serde_json::from_str(include_str!("../../../../tests/wire/v1/device-profile.json")).expect("JSON");
+    assert_eq!(serde_json::to_value(&described[0]).expect("JSON"), frozen["payload"]);
 }
 
 #[test]

@@ -113,6 +113,35 @@ fn a_site_adds_leaves_out_replaces_and_changes_points() {
 }
 
 #[test]
+fn what_the_example_and_the_readme_show_works() {
+    let (_, shown) = SHIPPED.split_once("# [[modbus.device]]\n").expect("a commented device");
+    let (shown, _) = shown.split_once("\n\n").expect("an empty line behind it");
+    let is_toml = |line: &&str| line.starts_with("[[") || line.contains(" = ");
+    let keys: Vec<&str> = shown.lines().map(|line| line.trim_start_matches("# ")).filter(is_toml).collect();
+    let node = device(&keys[2..].join("\n")); // name and unit are those of every device here
+    assert!(names(&node).iter().all(|name| !["d/loop-2", "d/contact-8"].contains(name)));
+    let level = node.points.iter().find(|point| point.id.as_str() == "d/loop-1").expect("the changed loop");
+    assert_eq!([4_000.0, 20_000.0].map(|raw| raw * level.scale + level.offset), [0.0, 5_000.0]);
+    assert_eq!((level.address, &level.invalid[..], level.unit.as_deref()), (12, &[65_535.0][..], Some("mm")));
+
+    let readme = include_str!("../../../../../README.md");
+    let (_, shown) = readme.split_once("    [profile]\n").expect("a profile of one's own");
+    let own: Vec<&str> = shown.lines().take_while(|line| line.is_empty() || line.starts_with("    ")).collect();
+    let own = format!("[profile]\n{}", own.join("\n"));
+    assert_eq!(names(&device_beside("profile = 'own'", &[("profiles/own.toml", &own)])), ["d/level"]);
+}
+
+#[test]
+fn a_change_that_does_not_fit_is_named_where_the_other_key_stands() {
+    let folder = Folder::new();
+    let keys = "profile = 'xy-md02'\n[[modbus.device.point]]\nname = 'humidity'\ntype = 'bool'";
+    let path = folder.write("gardu.toml", site(keys));
+    let said = load_with(&path, ALONE).expect_err("a bool has no scale").render(Language::English);
+    let first = said.lines().next().expect("a problem");
+    assert_eq!(first, "built-in:xy-md02.toml:23:9: `scale` means nothing for bool and string; remove it");
+}
+
+#[test]
 fn the_operators_profile_wins_over_one_that_ships() {
     let shipped = device("profile = 'xy-md02'");
     let own = device_beside("profile = 'xy-md02'", &[("profiles/xy-md02.toml", METER)]);
