@@ -69,7 +69,8 @@
 //! | holding | 14 | transformer | u16 | A | 0 | read-write | current transformer: primary current at 1 V, 1 to 600 |
 //! | holding | 15 | fail-safe-after | u16 | s | 0 | read-write | silence after which outputs take their safe state, 0 for never |
 //! | holding | 16 | fail-safe-outputs | u16 | | 0 | read-write | bit 0 and 1: the safe state of output 1 and 2 |
-//! | holding | 17 | apply | u16 | | 0 | read-write | write 1 to keep and use holding 0 to 16; reads 1 while they differ from those in use |
+//! | holding | 17 | supply-low | u16 | V | -3 | read-write | supply below which the fault is set, 0 for never |
+//! | holding | 18 | apply | u16 | | 0 | read-write | write 1 to keep and use holding 0 to 17; reads 1 while they differ from those in use |
 
 /// Version of [`MAP`]: changed whenever an entry moves or changes its meaning, not when one is added.
 pub const MAP_VERSION: u16 = 1;
@@ -218,8 +219,39 @@ pub const MAP: &[Entry] = &[
     holding(14, "transformer", "current transformer: primary current at 1 V, 1 to 600").in_unit("A", 0),
     holding(15, "fail-safe-after", "silence after which outputs take their safe state, 0 for never").in_unit("s", 0),
     holding(16, "fail-safe-outputs", "bit 0 and 1: the safe state of output 1 and 2"),
-    holding(17, "apply", "write 1 to keep and use holding 0 to 16; reads 1 while they differ from those in use"),
+    holding(17, "supply-low", "supply below which the fault is set, 0 for never").in_unit("V", -3),
+    holding(18, "apply", "write 1 to keep and use holding 0 to 17; reads 1 while they differ from those in use"),
 ];
+
+/// The first address of the entry with this name, for use in constants: a name that is not in the map does not compile.
+///
+/// # Panics
+/// If there is no such entry.
+#[must_use]
+pub const fn address(name: &str) -> u16 {
+    let mut at = 0;
+    while at < MAP.len() {
+        if is_same(MAP[at].name.as_bytes(), name.as_bytes()) {
+            return MAP[at].address;
+        }
+        at += 1;
+    }
+    panic!("no entry of this name in the map")
+}
+
+const fn is_same(a: &[u8], b: &[u8]) -> bool {
+    if a.len() != b.len() {
+        return false;
+    }
+    let mut at = 0;
+    while at < a.len() {
+        if a[at] != b[at] {
+            return false;
+        }
+        at += 1;
+    }
+    true
+}
 
 /// How many events lie between two readings of a counter, given that there were fewer than 65536.
 #[must_use]
@@ -239,7 +271,7 @@ pub enum Fault {
     Loop1 = 1 << 2,
     /// The same of current loop 2.
     Loop2 = 1 << 3,
-    /// The supply is below what the relays need.
+    /// The supply is below holding `supply-low`.
     SupplyLow = 1 << 4,
     /// The kept settings were damaged; the node runs on its defaults.
     SettingsLost = 1 << 5,
@@ -332,6 +364,26 @@ pub enum Parity {
     Even = 1,
     /// Odd parity.
     Odd = 2,
+}
+
+impl Fault {
+    /// Its bit.
+    #[must_use]
+    pub const fn bit(self) -> u16 {
+        self as u16
+    }
+}
+
+impl Fitted {
+    /// Its bit.
+    #[must_use]
+    pub const fn bit(self) -> u16 {
+        self as u16
+    }
+
+    /// Every bit that means something.
+    pub const ALL: u16 =
+        Self::Climate.bit() | Self::Loop1.bit() | Self::Loop2.bit() | Self::Transformer.bit() | Self::Supply.bit();
 }
 
 impl Parity {
