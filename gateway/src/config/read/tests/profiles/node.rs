@@ -2,7 +2,10 @@
 
 use std::fmt::Write as _;
 
-use gardu_node::registers::{CONTACTS, Entry, Fault, MAP, MAP_VERSION, OUTPUTS, ResetCause, Table, Type};
+use gardu_node::{
+    registers::{self, CONTACTS, Entry, Fault, MAP, MAP_VERSION, OUTPUTS, ResetCause, Table, Type},
+    settings::Settings,
+};
 
 use super::*;
 use crate::{
@@ -65,6 +68,13 @@ fn polled() -> Vec<&'static Entry> {
 
 fn profile() -> String {
     let mut out = HEAD.to_owned();
+    let new = Settings::default();
+    let parity = match new.parity() {
+        registers::Parity::None => "none",
+        registers::Parity::Even => "even",
+        registers::Parity::Odd => "odd",
+    };
+    let (baud, stop_bits) = (new.baud(), new.stop_bits());
     write!(
         out,
         r#"
@@ -72,7 +82,7 @@ fn profile() -> String {
 version = {MAP_VERSION}
 title = {{ id = "Node sensor Gardu", en = "Gardu sensor node" }}
 source = "firmware/src/registers.rs"
-serial = {{ baud = 9600, parity = "none", stop = 1 }}
+serial = {{ baud = {baud}, parity = "{parity}", stop = {stop_bits} }}
 "#
     )
     .expect("writing to a string cannot fail");
