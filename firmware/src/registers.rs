@@ -147,6 +147,8 @@ pub struct Entry {
     pub exponent: i8,
     /// What a master may do.
     pub access: Access,
+    /// The raw number that says: there is no value.
+    pub without: Option<i32>,
     /// What it says.
     pub meaning: &'static str,
 }
@@ -182,12 +184,12 @@ pub const MAP: &[Entry] = &[
     input(6, "contact-6-events", Type::U16, "activations of contact 6, modulo 65536"),
     input(7, "contact-7-events", Type::U16, "activations of contact 7, modulo 65536"),
     input(8, "contact-8-events", Type::U16, "activations of contact 8, modulo 65536"),
-    input(9, "temperature", Type::I16, "inside the housing; -32768 without a value").in_unit("°C", -1),
-    input(10, "humidity", Type::U16, "relative, inside the housing; 65535 without a value").in_unit("%", -1),
-    input(11, "supply", Type::U16, "supply voltage; 65535 without a value").in_unit("V", -3),
-    input(12, "loop-1", Type::U16, "current loop 1; 65535 without a value").in_unit("mA", -3),
-    input(13, "loop-2", Type::U16, "current loop 2; 65535 without a value").in_unit("mA", -3),
-    input(14, "line-current", Type::U16, "current transformer, true RMS; 65535 without a value").in_unit("A", -2),
+    input(9, "temperature", Type::I16, "inside the housing").in_unit("°C", -1).or_without(),
+    input(10, "humidity", Type::U16, "relative, inside the housing").in_unit("%", -1).or_without(),
+    input(11, "supply", Type::U16, "supply voltage").in_unit("V", -3).or_without(),
+    input(12, "loop-1", Type::U16, "current loop 1").in_unit("mA", -3).or_without(),
+    input(13, "loop-2", Type::U16, "current loop 2").in_unit("mA", -3).or_without(),
+    input(14, "line-current", Type::U16, "current transformer, true RMS").in_unit("A", -2).or_without(),
     input(15, "outputs", Type::U16, "bit 0 and 1: output 1 and 2 as driven, the fail-safe state included"),
     input(16, "faults", Type::U16, "standing faults, see `Fault`"),
     input(17, "uptime", Type::U32, "since the last reset").in_unit("s", 0),
@@ -283,6 +285,39 @@ pub enum Fault {
     Pin = 1 << 9,
 }
 
+impl Fault {
+    /// Every one, by its bit.
+    pub const ALL: [Self; 10] = [
+        Self::Climate,
+        Self::Converter,
+        Self::Loop1,
+        Self::Loop2,
+        Self::SupplyLow,
+        Self::SettingsLost,
+        Self::SettingsNotKept,
+        Self::FailSafe,
+        Self::Panicked,
+        Self::Pin,
+    ];
+
+    /// Its name, fit for a point of the gateway.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Climate => "fault-climate",
+            Self::Converter => "fault-converter",
+            Self::Loop1 => "fault-loop-1",
+            Self::Loop2 => "fault-loop-2",
+            Self::SupplyLow => "fault-supply-low",
+            Self::SettingsLost => "fault-settings-lost",
+            Self::SettingsNotKept => "fault-settings-not-kept",
+            Self::FailSafe => "fault-fail-safe",
+            Self::Panicked => "fault-panicked",
+            Self::Pin => "fault-pin",
+        }
+    }
+}
+
 /// A bit of holding `fitted`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
@@ -370,11 +405,21 @@ impl Entry {
             Table::Coil | Table::Holding => Access::ReadWrite,
             Table::Discrete | Table::Input => Access::Read,
         };
-        Self { table, address, name, type_, unit: "", exponent: 0, access, meaning }
+        Self { table, address, name, type_, unit: "", exponent: 0, access, without: None, meaning }
     }
 
     const fn in_unit(self, unit: &'static str, exponent: i8) -> Self {
         Self { unit, exponent, ..self }
+    }
+
+    /// Of its type, the number farthest from any that is measured stands for none.
+    const fn or_without(self) -> Self {
+        let without = match self.type_ {
+            Type::U16 => Some(u16::MAX as i32),
+            Type::I16 => Some(i16::MIN as i32),
+            Type::Bool | Type::U32 | Type::U64 => None,
+        };
+        Self { without, ..self }
     }
 }
 
@@ -477,6 +522,14 @@ mod tests {
     }
 
     #[test]
+    fn every_fault_has_a_bit_of_its_own_in_order() {
+        for (bit, fault) in Fault::ALL.into_iter().enumerate() {
+            assert_eq!(fault as u16, 1 << bit, "{}", fault.name());
+            assert!(MAP.iter().all(|entry| entry.name != fault.name()), "{} is taken", fault.name());
+        }
+    }
+
+    #[test]
     fn a_counter_that_wraps_loses_no_event() {
         assert_eq!(events_between(65_534, 3), 5);
         assert_eq!(events_between(7, 7), 0);
@@ -520,7 +573,8 @@ mod tests {
             Access::ReadWrite => "read-write",
         };
         let unit = if entry.unit.is_empty() { String::new() } else { format!("{} ", entry.unit) };
+        let without = entry.without.map(|raw| format!("; {raw} without a value")).unwrap_or_default();
         let Entry { address, name, exponent, meaning, .. } = entry;
-        format!("{table} | {address} | {name} | {type_} | {unit}| {exponent} | {access} | {meaning} |")
+        format!("{table} | {address} | {name} | {type_} | {unit}| {exponent} | {access} | {meaning}{without} |")
     }
 }
