@@ -85,7 +85,8 @@ struct Presses {
 }
 
 impl Presses {
-    const NONE: Self = Self { left: 0, since: Instant::from_ticks(0), closed: Duration::from_ticks(0), open: Duration::from_ticks(0) };
+    const NONE: Self =
+        Self { left: 0, since: Instant::from_ticks(0), closed: Duration::from_ticks(0), open: Duration::from_ticks(0) };
 
     fn closes(&self, now: Instant) -> bool {
         self.left > 0 && now - self.since < self.closed
