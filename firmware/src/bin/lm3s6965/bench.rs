@@ -7,13 +7,13 @@
 //! | `c` closed | contacts that are closed, a bit each; they stay so over a reset |
 //! | `p` contact, times:2, closed_ms:2, open_ms:2 | presses contact 0 to 7 so often, by the node's own clock; `P` contact when done |
 //! | `i` present | chips that are there: bit 0 climate sensor, bit 1 converter |
-//! | `s` | asks for `S` outputs, undriven:2, slowest_us:4, now_us:8, asleep_us:8 |
+//! | `s` | asks for `S` outputs, undriven:2, heard:4, slowest_us:4, now_us:8, asleep_us:8 |
 //! | `r` number, len, bytes | what a chip answered to `I` with this number; len 255: it did not acknowledge |
 //! | `x` | panics |
 //! | `h` | hangs |
 //!
 //! What it says: `B` at each start; `P` and `S` as above, where outputs are relay 1 and 2, lamp and direction, a bit each,
-//! undriven counts bytes sent without the direction pin, and slowest is the longest from the last byte of a request to the
+//! undriven counts bytes sent without the direction pin, heard those that came over the bus, and slowest is the longest from the last byte of a request to the
 //! first of its answer; `I` number, address, written, wanted, bytes: a transaction on the I2C bus, to be played by the
 //! other side. The clock stands still meanwhile, so that a slow player costs the node no time.
 
@@ -71,6 +71,7 @@ pub(crate) struct Bench<'a> {
     asked: Cell<u8>,
     answered: Cell<Option<Answer>>,
     undriven: Cell<u16>,
+    heard: Cell<u32>,
     slowest: Cell<Duration>,
 }
 
@@ -79,17 +80,20 @@ type Answer = Result<[u8; ANSWER_MAX], i2c::ErrorKind>;
 #[derive(Debug, Clone, Copy)]
 struct Presses {
     left: u16,
+    closed_ms: u16,
+    open_ms: u16,
     since: Instant,
-    closed: Duration,
-    open: Duration,
 }
 
 impl Presses {
-    const NONE: Self =
-        Self { left: 0, since: Instant::from_ticks(0), closed: Duration::from_ticks(0), open: Duration::from_ticks(0) };
+    const NONE: Self = Self { left: 0, closed_ms: 0, open_ms: 0, since: Instant::from_ticks(0) };
 
     fn closes(&self, now: Instant) -> bool {
-        self.left > 0 && now - self.since < self.closed
+        self.left > 0 && now - self.since < Duration::millis(self.closed_ms.into())
+    }
+
+    fn period(&self) -> Duration {
+        Duration::millis(u64::from(self.closed_ms) + u64::from(self.open_ms))
     }
 }
 
@@ -107,6 +111,7 @@ impl<'a> Bench<'a> {
             asked: Cell::new(0),
             answered: Cell::new(None),
             undriven: Cell::new(0),
+            heard: Cell::new(0),
             slowest: Cell::new(Duration::from_ticks(0)),
         };
         bench.say(b"B");
@@ -127,7 +132,7 @@ impl<'a> Bench<'a> {
     }
 
     pub(crate) const fn bus(&self, port: Port) -> Bus<'_> {
-        Bus { bench: self, port, heard: None }
+        Bus { bench: self, port, heard_at: None }
     }
 
     /// Does what it is told, and goes on pressing.
@@ -136,8 +141,8 @@ impl<'a> Bench<'a> {
         let now = self.clock.now();
         for (contact, cell) in (0..).zip(&self.presses) {
             let mut presses = cell.get();
-            if presses.left > 0 && now - presses.since >= presses.closed + presses.open {
-                presses.since += presses.closed + presses.open;
+            if presses.left > 0 && now - presses.since >= presses.period() {
+                presses.since += presses.period();
                 presses.left -= 1;
                 cell.set(presses);
                 if presses.left == 0 {
@@ -168,10 +173,9 @@ impl<'a> Bench<'a> {
                 CLOSED.write(&[closed, !closed]);
             }
             [b'p', contact, t, t_, c, c_, o, o_] => {
-                let ms = |bytes| Duration::millis(u64::from(u16::from_be_bytes(bytes)));
-                let (left, closed, open) = (u16::from_be_bytes([t, t_]), ms([c, c_]), ms([o, o_]));
+                let [left, closed_ms, open_ms] = [[t, t_], [c, c_], [o, o_]].map(u16::from_be_bytes);
                 if let Some(cell) = self.presses.get(usize::from(contact)) {
-                    cell.set(Presses { left, since: self.clock.now(), closed, open });
+                    cell.set(Presses { left, closed_ms, open_ms, since: self.clock.now() });
                 }
             }
             [b'i', present] => self.present.set(present),
@@ -196,6 +200,7 @@ impl<'a> Bench<'a> {
         self.say(b"S");
         self.say(&[self.outputs.get()]);
         self.say(&self.undriven.get().to_be_bytes());
+        self.say(&self.heard.get().to_be_bytes());
         self.say(&u32::try_from(self.slowest.get().ticks()).unwrap_or(u32::MAX).to_be_bytes());
         self.say(&self.clock.now().ticks().to_be_bytes());
         self.say(&self.clock.asleep().ticks().to_be_bytes());
@@ -325,7 +330,7 @@ impl I2c for Played<'_> {
 pub(crate) struct Bus<'a> {
     bench: &'a Bench<'a>,
     port: Port,
-    heard: Option<Instant>,
+    heard_at: Option<Instant>,
 }
 
 impl serial::ErrorType for Bus<'_> {
@@ -335,7 +340,9 @@ impl serial::ErrorType for Bus<'_> {
 impl Read for Bus<'_> {
     fn read(&mut self) -> nb::Result<u8, Self::Error> {
         let byte = self.port.read()?;
-        self.heard = Some(self.bench.clock.now());
+        let Bench { clock, heard, .. } = self.bench;
+        heard.set(heard.get().wrapping_add(1));
+        self.heard_at = Some(clock.now());
         Ok(byte)
     }
 }
@@ -347,8 +354,8 @@ impl Write for Bus<'_> {
         if outputs.get() & DIRECTION == 0 {
             undriven.set(undriven.get().wrapping_add(1));
         }
-        if let Some(heard) = self.heard.take() {
-            slowest.set(slowest.get().max(clock.now() - heard));
+        if let Some(heard_at) = self.heard_at.take() {
+            slowest.set(slowest.get().max(clock.now() - heard_at));
         }
         Ok(())
     }

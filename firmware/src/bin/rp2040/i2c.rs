@@ -5,6 +5,8 @@
 //! specification UM10204 §3.1.16). A line that is pulled down within a transaction is the watchdog's: after it, the bus is
 //! found stuck before anything is sent.
 
+use core::cell::RefCell;
+
 use embedded_hal::i2c::{Error, ErrorKind, ErrorType, I2c, Operation};
 use rp2040_hal::pac;
 
@@ -17,39 +19,35 @@ const HALF_CLOCK_CYCLES: u32 = 60;
 /// Until a chip has sent the byte it is in, and its acknowledge.
 const CLOCKS: u8 = 9;
 
-/// A bus, and how its lines are looked at.
+/// The bus, for each driver that has a chip on it.
 #[derive(Debug)]
-pub(crate) struct Bus<I>(I);
+pub(crate) struct Bus<'a, I>(pub(crate) &'a RefCell<I>);
 
-impl<I: I2c> Bus<I> {
-    pub(crate) const fn new(i2c: I) -> Self {
-        Self(i2c)
-    }
-
-    /// Both lines are high, if need be after some clocks.
-    fn is_free() -> bool {
-        for _ in 0..CLOCKS {
-            match levels() & (DATA | CLOCK) {
-                both if both == DATA | CLOCK => return true,
-                CLOCK => pulse(),
-                _ => return false, // who holds the clock cannot be clocked
-            }
-        }
-        levels() & (DATA | CLOCK) == DATA | CLOCK
-    }
-}
-
-impl<I: I2c> ErrorType for Bus<I> {
+impl<I> ErrorType for Bus<'_, I> {
     type Error = ErrorKind;
 }
 
-impl<I: I2c> I2c for Bus<I> {
+impl<I: I2c> I2c for Bus<'_, I> {
     fn transaction(&mut self, address: u8, operations: &mut [Operation<'_>]) -> Result<(), ErrorKind> {
-        if !Self::is_free() {
+        if !is_free() {
             return Err(ErrorKind::Bus);
         }
-        self.0.transaction(address, operations).map_err(|error| error.kind())
+        // Drivers take turns; one that came in between would fail, not panic.
+        let mut controller = self.0.try_borrow_mut().map_err(|_| ErrorKind::Other)?;
+        controller.transaction(address, operations).map_err(|error| error.kind())
     }
+}
+
+/// Whether both lines are high, if need be after some clocks.
+fn is_free() -> bool {
+    for _ in 0..CLOCKS {
+        match levels() & (DATA | CLOCK) {
+            both if both == DATA | CLOCK => return true,
+            CLOCK => pulse(),
+            _ => return false, // who holds the clock cannot be clocked
+        }
+    }
+    levels() & (DATA | CLOCK) == DATA | CLOCK
 }
 
 /// The levels of all pins, whoever drives them.

@@ -18,14 +18,13 @@ use core::cell::RefCell;
 
 use cortex_m::peripheral::{NVIC, SCB, syst::SystClkSource};
 use embedded_hal::digital::InputPin;
-use embedded_hal_bus::i2c::RefCellDevice;
 use fugit::{HertzU32, MicrosDurationU32, RateExtU32};
 use gardu_node::{
     device::{Device, Next, Parts, Start},
     node::{Identity, Pins},
     registers::{Parity, ResetCause},
     settings::{self, Loaded, Settings},
-    time::Duration,
+    time::{Duration, after},
 };
 use rp2040_hal::{
     Clock, I2C, Sio, Timer, Watchdog,
@@ -124,7 +123,7 @@ fn main() -> ! {
         &mut pac.RESETS,
         &clocks.system_clock,
     );
-    let bus = RefCell::new(Bus::new(i2c));
+    let i2c = RefCell::new(i2c);
 
     let start = Start {
         loaded,
@@ -133,7 +132,7 @@ fn main() -> ! {
         model_name: "Raspberry Pi Pico",
         last_panic: panic.text().unwrap_or_default(),
     };
-    let pins = Pins { contacts, outputs, lamp, climate: RefCellDevice::new(&bus), converter: RefCellDevice::new(&bus) };
+    let pins = Pins { contacts, outputs, lamp, climate: Bus(&i2c), converter: Bus(&i2c) };
     let mut device = Device::new(Parts { pins, uart, direction, flash }, start, timer.get_counter());
     let mut look_at_stack = timer.get_counter();
     loop {
@@ -152,7 +151,7 @@ fn main() -> ! {
             Next::Stuck => {}
         }
         if now >= look_at_stack {
-            look_at_stack = now + LOOK_AT_STACK_EVERY;
+            look_at_stack = after(now, LOOK_AT_STACK_EVERY);
             device.set_stack_free(shared::stack_free());
         }
     }
