@@ -1,76 +1,4 @@
-//! The node's Modbus map: every bit and register a master may read or write, as one table.
-//!
-//! One request reads all that is polled: inputs 0 to 22 hold the contacts, their event counters, the measured values and
-//! the node's health. Names and types are those of the gateway's configuration; addresses are 0-based, as on the wire;
-//! numbers of several registers have their high word first (order `abcd`).
-//!
-//! Event counters count edges to active. They wrap from 65535 to 0 and are never cleared, by reading least of all: a
-//! master that lost an answer asks again and has missed nothing, and two masters do not steal from each other. See
-//! [`events_between`]. They survive a reset, but not the loss of power.
-//!
-//! Holding registers are a draft: what is written there is checked at once (exception 3), kept and used only when 1 is
-//! written to `apply`. A broadcast writes coils only: it would give every node the same unit.
-//!
-//! | table | address | name | type | unit | exponent | access | meaning |
-//! |---|---|---|---|---|---|---|---|
-//! | coil | 0 | output-1 | bool | | 0 | read-write | relay 1 is on |
-//! | coil | 1 | output-2 | bool | | 0 | read-write | relay 2 is on |
-//! | coil | 2 | identify | bool | | 0 | read-write | the lamp blinks, to find this node among many; ends by itself after 10 minutes |
-//! | discrete | 0 | contact-1 | bool | | 0 | read-only | contact 1 is active, after debouncing |
-//! | discrete | 1 | contact-2 | bool | | 0 | read-only | contact 2 is active, after debouncing |
-//! | discrete | 2 | contact-3 | bool | | 0 | read-only | contact 3 is active, after debouncing |
-//! | discrete | 3 | contact-4 | bool | | 0 | read-only | contact 4 is active, after debouncing |
-//! | discrete | 4 | contact-5 | bool | | 0 | read-only | contact 5 is active, after debouncing |
-//! | discrete | 5 | contact-6 | bool | | 0 | read-only | contact 6 is active, after debouncing |
-//! | discrete | 6 | contact-7 | bool | | 0 | read-only | contact 7 is active, after debouncing |
-//! | discrete | 7 | contact-8 | bool | | 0 | read-only | contact 8 is active, after debouncing |
-//! | discrete | 8 | fault | bool | | 0 | read-only | any bit of input faults is set |
-//! | input | 0 | contacts | u16 | | 0 | read-only | bit 0 to 7: contact 1 to 8, as the discrete inputs |
-//! | input | 1 | contact-1-events | u16 | | 0 | read-only | activations of contact 1, modulo 65536 |
-//! | input | 2 | contact-2-events | u16 | | 0 | read-only | activations of contact 2, modulo 65536 |
-//! | input | 3 | contact-3-events | u16 | | 0 | read-only | activations of contact 3, modulo 65536 |
-//! | input | 4 | contact-4-events | u16 | | 0 | read-only | activations of contact 4, modulo 65536 |
-//! | input | 5 | contact-5-events | u16 | | 0 | read-only | activations of contact 5, modulo 65536 |
-//! | input | 6 | contact-6-events | u16 | | 0 | read-only | activations of contact 6, modulo 65536 |
-//! | input | 7 | contact-7-events | u16 | | 0 | read-only | activations of contact 7, modulo 65536 |
-//! | input | 8 | contact-8-events | u16 | | 0 | read-only | activations of contact 8, modulo 65536 |
-//! | input | 9 | temperature | i16 | °C | -1 | read-only | inside the housing; -32768 without a value |
-//! | input | 10 | humidity | u16 | % | -1 | read-only | relative, inside the housing; 65535 without a value |
-//! | input | 11 | supply | u16 | V | -3 | read-only | supply voltage; 65535 without a value |
-//! | input | 12 | loop-1 | u16 | mA | -3 | read-only | current loop 1; 65535 without a value |
-//! | input | 13 | loop-2 | u16 | mA | -3 | read-only | current loop 2; 65535 without a value |
-//! | input | 14 | line-current | u16 | A | -2 | read-only | current transformer, true RMS; 65535 without a value |
-//! | input | 15 | outputs | u16 | | 0 | read-only | bit 0 and 1: output 1 and 2 as driven, the fail-safe state included |
-//! | input | 16 | faults | u16 | | 0 | read-only | standing faults, see `Fault` |
-//! | input | 17 | uptime | u32 | s | 0 | read-only | since the last reset |
-//! | input | 19 | reset-cause | u16 | | 0 | read-only | why it started last, see `ResetCause` |
-//! | input | 20 | resets | u16 | | 0 | read-only | resets since the power came on, modulo 65536 |
-//! | input | 21 | bus-errors | u16 | | 0 | read-only | frames that were cut or garbled, since it started, modulo 65536 |
-//! | input | 22 | stack-free | u16 | B | 0 | read-only | bytes of stack that were never used |
-//! | input | 256 | map-version | u16 | | 0 | read-only | version of this table |
-//! | input | 257 | version-major | u16 | | 0 | read-only | firmware version |
-//! | input | 258 | version-minor | u16 | | 0 | read-only | firmware version |
-//! | input | 259 | version-patch | u16 | | 0 | read-only | firmware version |
-//! | input | 260 | serial-number | u64 | | 0 | read-only | the chip's own number |
-//! | holding | 0 | unit | u16 | | 0 | read-write | Modbus unit of this node, 1 to 247 |
-//! | holding | 1 | baud | u16 | Bd | 2 | read-write | 12 to 1152: 1200 to 115200 baud, a standard rate |
-//! | holding | 2 | parity | u16 | | 0 | read-write | see `Parity` |
-//! | holding | 3 | stop-bits | u16 | | 0 | read-write | 1 or 2 |
-//! | holding | 4 | debounce-1 | u16 | ms | 0 | read-write | how long contact 1 must rest, 1 to 10000 |
-//! | holding | 5 | debounce-2 | u16 | ms | 0 | read-write | how long contact 2 must rest, 1 to 10000 |
-//! | holding | 6 | debounce-3 | u16 | ms | 0 | read-write | how long contact 3 must rest, 1 to 10000 |
-//! | holding | 7 | debounce-4 | u16 | ms | 0 | read-write | how long contact 4 must rest, 1 to 10000 |
-//! | holding | 8 | debounce-5 | u16 | ms | 0 | read-write | how long contact 5 must rest, 1 to 10000 |
-//! | holding | 9 | debounce-6 | u16 | ms | 0 | read-write | how long contact 6 must rest, 1 to 10000 |
-//! | holding | 10 | debounce-7 | u16 | ms | 0 | read-write | how long contact 7 must rest, 1 to 10000 |
-//! | holding | 11 | debounce-8 | u16 | ms | 0 | read-write | how long contact 8 must rest, 1 to 10000 |
-//! | holding | 12 | active-open | u16 | | 0 | read-write | bit 0 to 7: contact 1 to 8 is active while open (normally closed) |
-//! | holding | 13 | fitted | u16 | | 0 | read-write | what is connected, see `Fitted`; what is not is no fault |
-//! | holding | 14 | transformer | u16 | A | 0 | read-write | current transformer: primary current at 1 V, 1 to 600 |
-//! | holding | 15 | fail-safe-after | u16 | s | 0 | read-write | silence after which outputs take their safe state, 0 for never |
-//! | holding | 16 | fail-safe-outputs | u16 | | 0 | read-write | bit 0 and 1: the safe state of output 1 and 2 |
-//! | holding | 17 | supply-low | u16 | V | -3 | read-write | supply below which the fault is set, 0 for never |
-//! | holding | 18 | apply | u16 | | 0 | read-write | write 1 to keep and use holding 0 to 17; reads 1 while they differ from those in use |
+#![doc = include_str!("../docs/registers.md")]
 
 /// Version of [`MAP`]: changed whenever an entry moves or changes its meaning, not when one is added.
 pub const MAP_VERSION: u16 = 1;
@@ -543,15 +471,26 @@ mod tests {
         assert_eq!(Parity::from_register(3), None);
     }
 
+    /// The rows of the page's table with this heading.
+    fn documented(heading: &str) -> Vec<&'static str> {
+        let page = include_str!("../docs/registers.md");
+        let table = page.lines().skip_while(|line| !line.starts_with(heading)).skip(2);
+        table.map_while(|line| line.strip_prefix("| ")).collect()
+    }
+
     #[test]
     fn the_documented_table_is_this_table() {
-        let documented: Vec<&str> = include_str!("registers.rs")
-            .lines()
-            .filter_map(|line| line.strip_prefix("//! | "))
-            .filter(|row| !row.starts_with("table"))
-            .collect();
         let rows: Vec<String> = MAP.iter().map(row).collect();
-        assert_eq!(documented, rows);
+        assert_eq!(documented("| table |"), rows);
+    }
+
+    #[test]
+    fn every_fault_is_documented_with_its_bit() {
+        let faults = documented("| bit |");
+        assert_eq!(faults.len(), Fault::ALL.len());
+        for (bit, (fault, row)) in Fault::ALL.into_iter().zip(faults).enumerate() {
+            assert!(row.starts_with(&format!("{bit} | {} | ", fault.name())), "{row}");
+        }
     }
 
     fn row(entry: &Entry) -> String {

@@ -16,7 +16,7 @@ use gardu_node::{
     node::{Identity, Pins},
     registers::ResetCause,
     settings,
-    time::Duration,
+    time::{Duration, after},
 };
 
 use crate::{
@@ -81,7 +81,7 @@ fn main() -> ! {
             Next::Stuck => {}
         }
         if now >= look_at_stack {
-            look_at_stack = now + LOOK_AT_STACK_EVERY;
+            look_at_stack = after(now, LOOK_AT_STACK_EVERY);
             device.set_stack_free(shared::stack_free());
         }
     }
