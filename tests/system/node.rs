@@ -54,10 +54,13 @@ fn set_up(node: &Node, more: &[(&str, u16)]) {
 fn apply(node: &Node, master: &mut Master, unit: u8, settings: &[(&str, u16)]) {
     let settings: Vec<(u16, u16)> = settings.iter().map(|(name, value)| (address(name), *value)).collect();
     master.set(unit, &settings);
-    node.until_it_starts_after(|| {
-        // Its answer may be lost, and then it has done it already.
-        master.try_to_ask(unit, &[&[6][..], &address("apply").to_be_bytes(), &[0, 1]].concat());
-    });
+    let (starts, request) = (node.starts(), [&[6][..], &address("apply").to_be_bytes(), &[0, 1]].concat());
+    while node.starts() == starts {
+        // It restarts once its answer is out, which may be lost itself.
+        if master.try_to_ask(unit, &request).is_some() {
+            node.wait_until_started(starts + 1);
+        }
+    }
     // What contacts are when they are first found is no event.
     until("contacts have rested", || node.report().now > 2 * DEBOUNCE);
 }

@@ -217,24 +217,26 @@ impl Node {
 
     /// Makes the firmware panic, and waits until it has started again.
     pub(crate) fn panic(&self) {
-        self.until_it_starts_after(|| self.order(b"x"));
+        let starts = self.starts();
+        self.order(b"x");
+        self.wait_until_started(starts + 1);
     }
 
     /// Makes the firmware hang, and waits until it has started again: only its watchdog can do that.
     pub(crate) fn hang(&self) {
-        self.until_it_starts_after(|| self.order(b"h"));
-    }
-
-    /// Does something that resets it, and waits until it has started again.
-    pub(crate) fn until_it_starts_after(&self, so: impl FnOnce()) {
-        let starts = self.said().starts;
-        so();
-        self.wait("another start of the node", |said| said.starts > starts);
+        let starts = self.starts();
+        self.order(b"h");
+        self.wait_until_started(starts + 1);
     }
 
     /// Starts that were seen: resets, unless the first was too early for us.
     pub(crate) fn starts(&self) -> u64 {
         self.said().starts
+    }
+
+    /// Waits until so many were seen.
+    pub(crate) fn wait_until_started(&self, starts: u64) {
+        self.wait("another start of the node", |said| said.starts >= starts);
     }
 
     fn order(&self, bytes: &[u8]) {
@@ -244,7 +246,9 @@ impl Node {
     fn wait(&self, what: &str, so: impl Fn(&Said) -> bool) {
         let waited = self.news.changed.wait_timeout_while(self.said(), PATIENCE, |said| !so(said) && !said.ended);
         let (said, _) = waited.expect("no panic while it is held");
-        assert!(so(&said), "waited in vain for {what}: {said:?}");
+        let missing = (!so(&said)).then(|| format!("waited in vain for {what}: {said:?}"));
+        drop(said);
+        assert_eq!(missing, None);
     }
 
     fn said(&self) -> MutexGuard<'_, Said> {
