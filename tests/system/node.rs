@@ -14,7 +14,7 @@ use gardu_node::registers::{Fault, Fitted, ResetCause, address};
 
 use crate::support::{
     broker::Access,
-    node::{Air, Chips, Node},
+    node::{Air, Chips, NS_AN_INSTRUCTION, Node},
     park::{Park, Plan},
     until,
     wire::{Master, Wire, framed},
@@ -123,11 +123,12 @@ fn conclude(story: &str, node: &Node, wire: &Wire, unit: u8) {
     let answer_us = report.slowest.as_micros().saturating_sub(SILENCE_US);
     eprintln!(
         "node: {story}: {presses} presses counted, {} resets, {} frames cut or garbled, {} bytes on the bus, {} B of \
-         stack free, slowest answer {answer_us} µs after the silence that ends a request",
+         stack free, slowest answer {answer_us} µs ({} instructions) after the silence that ends a request",
         input("resets"),
         input("bus-errors"),
         wire.carried(),
         stack_free,
+        answer_us * 1_000 / NS_AN_INSTRUCTION,
     );
     assert!(answer_us <= ANSWER_US, "an answer took {answer_us} µs");
     assert!(stack_free >= STACK_FREE_MIN, "only {stack_free} bytes of stack are left");

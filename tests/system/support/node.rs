@@ -18,8 +18,8 @@ use super::{PATIENCE, free_port, until};
 /// What `firmware/build` leaves.
 const IMAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/firmware/gardu-node-lm3s6965.elf");
 
-/// 64 ns an instruction: about what a Cortex-M3 at 12.5 MHz needs, so that times mean something.
-const NS_AN_INSTRUCTION: u64 = 64;
+/// 2^6, by `-icount shift=6`: about what a Cortex-M3 at 12.5 MHz needs, so that times mean something.
+pub(crate) const NS_AN_INSTRUCTION: u128 = 64;
 
 /// A running node.
 #[derive(Debug)]
@@ -63,14 +63,6 @@ pub(crate) struct Report {
     /// Since it started, by its own clock; and how much of that it did not sleep.
     pub(crate) now: Duration,
     pub(crate) awake: Duration,
-}
-
-impl Report {
-    /// Instructions from an earlier report to this one.
-    pub(crate) fn instructions_since(&self, earlier: &Self) -> u64 {
-        let awake_ns = (self.awake - earlier.awake).as_nanos();
-        u64::try_from(awake_ns).expect("a short while") / NS_AN_INSTRUCTION
-    }
 }
 
 /// The chips on its I2C bus.
