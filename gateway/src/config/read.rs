@@ -14,6 +14,7 @@ use super::{
     document::Section,
     files, modbus, mqtt,
     names::Names,
+    pins,
     problem::{Findings, Nature, Problems, Source, Spot},
 };
 use crate::{
@@ -139,6 +140,10 @@ fn read(document: &Document<'_>, secrets: Secrets<'_>) -> Option<Config> {
     let mut names = Names::default();
     let report = |section: &Section<'_>, measured| report(section, report_default, measured);
     let (modbus, mut built_in) = modbus::buses(&document.list("modbus", "[[modbus]]"), &mut names, report);
+    let (gpio, silent) = pins::gpio(&document.list("gpio", "[[gpio]]"), &mut names, report);
+    built_in.extend(silent);
+    let (i2c, silent) = pins::i2c(&document.list("i2c", "[[i2c]]"), &mut names, report);
+    built_in.extend(silent);
     let inputs = document.list("mqtt", "[[mqtt]]");
     let (mqtt, stale) = mqtt::inputs(&inputs, &mut names, &mut listeners, secrets, report);
     built_in.extend(stale);
@@ -171,6 +176,8 @@ fn read(document: &Document<'_>, secrets: Secrets<'_>) -> Option<Config> {
         http,
         modbus,
         mqtt,
+        gpio,
+        i2c,
         rules,
         telemetry,
         fingerprint,
