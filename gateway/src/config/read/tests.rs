@@ -39,6 +39,7 @@ const BUS: &str = "
 const SHIPPED: &str = include_str!("../../../../config/gardu.toml");
 
 mod mistakes;
+mod pins;
 mod serial;
 mod tls;
 
