@@ -19,6 +19,7 @@ mod namespace;
 mod network;
 mod operation;
 mod outbox;
+mod pins;
 mod points;
 mod power;
 mod rollback;

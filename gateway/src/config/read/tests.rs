@@ -403,6 +403,7 @@ fn every_text_exists_and_is_used() {
         include_str!("../names.rs"),
         include_str!("../center.rs"),
         include_str!("../modbus.rs"),
+        include_str!("../pins.rs"),
         include_str!("../serial.rs"),
         include_str!("../mqtt.rs"),
         include_str!("../tls.rs"),

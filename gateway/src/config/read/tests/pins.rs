@@ -155,3 +155,16 @@ fn nobody_else_can_speak_as_a_device_on_our_own_pins() {
            [[i2c]]\nname = «clash»'air'\nbus = '/dev/i2c-1'\nchip = 'sht4x'\n",
     );
 }
+
+#[test]
+fn the_commented_example_is_a_working_configuration() {
+    let (_, block) = SHIPPED.split_once("# [[gpio]]").expect("the example of a header");
+    let (block, _) = block.split_once("# ------").expect("the next part");
+    let code = |line: &str| {
+        let bare = line.strip_prefix("# ")?;
+        (bare.starts_with("[[") || bare.contains(" = ")).then(|| format!("{bare}\n"))
+    };
+    let config = load_text(&format!("[[gpio]]\n{}", block.lines().filter_map(code).collect::<String>()));
+    assert_eq!((config.gpio.len(), config.i2c.len()), (1, 2));
+    assert_eq!(config.gpio[0].contacts.len() + config.i2c.iter().map(|device| device.points.len()).sum::<usize>(), 6);
+}
