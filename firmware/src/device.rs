@@ -48,6 +48,7 @@ pub struct Parts<C, O, I, U, D, F> {
 }
 
 /// How a board starts.
+#[derive(Debug, Clone, Copy)]
 pub struct Start<'a> {
     /// From [`settings::load`], before the UART was set up.
     pub loaded: Loaded,

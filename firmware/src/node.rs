@@ -272,10 +272,10 @@ where
             let window = window.ok();
             match channel {
                 Channel::Loop1 => {
-                    self.values.loops[0] = self.current_loop(Fitted::Loop1, Fault::Loop1, window.as_ref())
+                    self.values.loops[0] = self.current_loop(Fitted::Loop1, Fault::Loop1, window.as_ref());
                 }
                 Channel::Loop2 => {
-                    self.values.loops[1] = self.current_loop(Fitted::Loop2, Fault::Loop2, window.as_ref())
+                    self.values.loops[1] = self.current_loop(Fitted::Loop2, Fault::Loop2, window.as_ref());
                 }
                 Channel::Transformer => {
                     let window = window.filter(|_| settings.has(Fitted::Transformer));

@@ -1,76 +1,4 @@
-//! The node's Modbus map: every bit and register a master may read or write, as one table.
-//!
-//! One request reads all that is polled: inputs 0 to 22 hold the contacts, their event counters, the measured values and
-//! the node's health. Names and types are those of the gateway's configuration; addresses are 0-based, as on the wire;
-//! numbers of several registers have their high word first (order `abcd`).
-//!
-//! Event counters count edges to active. They wrap from 65535 to 0 and are never cleared, by reading least of all: a
-//! master that lost an answer asks again and has missed nothing, and two masters do not steal from each other. See
-//! [`events_between`]. They survive a reset, but not the loss of power.
-//!
-//! Holding registers are a draft: what is written there is checked at once (exception 3), kept and used only when 1 is
-//! written to `apply`. A broadcast writes coils only: it would give every node the same unit.
-//!
-//! | table | address | name | type | unit | exponent | access | meaning |
-//! |---|---|---|---|---|---|---|---|
-//! | coil | 0 | output-1 | bool | | 0 | read-write | relay 1 is on |
-//! | coil | 1 | output-2 | bool | | 0 | read-write | relay 2 is on |
-//! | coil | 2 | identify | bool | | 0 | read-write | the lamp blinks, to find this node among many; ends by itself after 10 minutes |
-//! | discrete | 0 | contact-1 | bool | | 0 | read-only | contact 1 is active, after debouncing |
-//! | discrete | 1 | contact-2 | bool | | 0 | read-only | contact 2 is active, after debouncing |
-//! | discrete | 2 | contact-3 | bool | | 0 | read-only | contact 3 is active, after debouncing |
-//! | discrete | 3 | contact-4 | bool | | 0 | read-only | contact 4 is active, after debouncing |
-//! | discrete | 4 | contact-5 | bool | | 0 | read-only | contact 5 is active, after debouncing |
-//! | discrete | 5 | contact-6 | bool | | 0 | read-only | contact 6 is active, after debouncing |
-//! | discrete | 6 | contact-7 | bool | | 0 | read-only | contact 7 is active, after debouncing |
-//! | discrete | 7 | contact-8 | bool | | 0 | read-only | contact 8 is active, after debouncing |
-//! | discrete | 8 | fault | bool | | 0 | read-only | any bit of input faults is set |
-//! | input | 0 | contacts | u16 | | 0 | read-only | bit 0 to 7: contact 1 to 8, as the discrete inputs |
-//! | input | 1 | contact-1-events | u16 | | 0 | read-only | activations of contact 1, modulo 65536 |
-//! | input | 2 | contact-2-events | u16 | | 0 | read-only | activations of contact 2, modulo 65536 |
-//! | input | 3 | contact-3-events | u16 | | 0 | read-only | activations of contact 3, modulo 65536 |
-//! | input | 4 | contact-4-events | u16 | | 0 | read-only | activations of contact 4, modulo 65536 |
-//! | input | 5 | contact-5-events | u16 | | 0 | read-only | activations of contact 5, modulo 65536 |
-//! | input | 6 | contact-6-events | u16 | | 0 | read-only | activations of contact 6, modulo 65536 |
-//! | input | 7 | contact-7-events | u16 | | 0 | read-only | activations of contact 7, modulo 65536 |
-//! | input | 8 | contact-8-events | u16 | | 0 | read-only | activations of contact 8, modulo 65536 |
-//! | input | 9 | temperature | i16 | °C | -1 | read-only | inside the housing; -32768 without a value |
-//! | input | 10 | humidity | u16 | % | -1 | read-only | relative, inside the housing; 65535 without a value |
-//! | input | 11 | supply | u16 | V | -3 | read-only | supply voltage; 65535 without a value |
-//! | input | 12 | loop-1 | u16 | mA | -3 | read-only | current loop 1; 65535 without a value |
-//! | input | 13 | loop-2 | u16 | mA | -3 | read-only | current loop 2; 65535 without a value |
-//! | input | 14 | line-current | u16 | A | -2 | read-only | current transformer, true RMS; 65535 without a value |
-//! | input | 15 | outputs | u16 | | 0 | read-only | bit 0 and 1: output 1 and 2 as driven, the fail-safe state included |
-//! | input | 16 | faults | u16 | | 0 | read-only | standing faults, see `Fault` |
-//! | input | 17 | uptime | u32 | s | 0 | read-only | since the last reset |
-//! | input | 19 | reset-cause | u16 | | 0 | read-only | why it started last, see `ResetCause` |
-//! | input | 20 | resets | u16 | | 0 | read-only | resets since the power came on, modulo 65536 |
-//! | input | 21 | bus-errors | u16 | | 0 | read-only | frames that were cut or garbled, since it started, modulo 65536 |
-//! | input | 22 | stack-free | u16 | B | 0 | read-only | bytes of stack that were never used |
-//! | input | 256 | map-version | u16 | | 0 | read-only | version of this table |
-//! | input | 257 | version-major | u16 | | 0 | read-only | firmware version |
-//! | input | 258 | version-minor | u16 | | 0 | read-only | firmware version |
-//! | input | 259 | version-patch | u16 | | 0 | read-only | firmware version |
-//! | input | 260 | serial-number | u64 | | 0 | read-only | the chip's own number |
-//! | holding | 0 | unit | u16 | | 0 | read-write | Modbus unit of this node, 1 to 247 |
-//! | holding | 1 | baud | u16 | Bd | 2 | read-write | 12 to 1152: 1200 to 115200 baud, a standard rate |
-//! | holding | 2 | parity | u16 | | 0 | read-write | see `Parity` |
-//! | holding | 3 | stop-bits | u16 | | 0 | read-write | 1 or 2 |
-//! | holding | 4 | debounce-1 | u16 | ms | 0 | read-write | how long contact 1 must rest, 1 to 10000 |
-//! | holding | 5 | debounce-2 | u16 | ms | 0 | read-write | how long contact 2 must rest, 1 to 10000 |
-//! | holding | 6 | debounce-3 | u16 | ms | 0 | read-write | how long contact 3 must rest, 1 to 10000 |
-//! | holding | 7 | debounce-4 | u16 | ms | 0 | read-write | how long contact 4 must rest, 1 to 10000 |
-//! | holding | 8 | debounce-5 | u16 | ms | 0 | read-write | how long contact 5 must rest, 1 to 10000 |
-//! | holding | 9 | debounce-6 | u16 | ms | 0 | read-write | how long contact 6 must rest, 1 to 10000 |
-//! | holding | 10 | debounce-7 | u16 | ms | 0 | read-write | how long contact 7 must rest, 1 to 10000 |
-//! | holding | 11 | debounce-8 | u16 | ms | 0 | read-write | how long contact 8 must rest, 1 to 10000 |
-//! | holding | 12 | active-open | u16 | | 0 | read-write | bit 0 to 7: contact 1 to 8 is active while open (normally closed) |
-//! | holding | 13 | fitted | u16 | | 0 | read-write | what is connected, see `Fitted`; what is not is no fault |
-//! | holding | 14 | transformer | u16 | A | 0 | read-write | current transformer: primary current at 1 V, 1 to 600 |
-//! | holding | 15 | fail-safe-after | u16 | s | 0 | read-write | silence after which outputs take their safe state, 0 for never |
-//! | holding | 16 | fail-safe-outputs | u16 | | 0 | read-write | bit 0 and 1: the safe state of output 1 and 2 |
-//! | holding | 17 | supply-low | u16 | V | -3 | read-write | supply below which the fault is set, 0 for never |
-//! | holding | 18 | apply | u16 | | 0 | read-write | write 1 to keep and use holding 0 to 17; reads 1 while they differ from those in use |
+#![doc = include_str!("../docs/registers.md")]
 
 /// Version of [`MAP`]: changed whenever an entry moves or changes its meaning, not when one is added.
 pub const MAP_VERSION: u16 = 1;
@@ -147,6 +75,8 @@ pub struct Entry {
     pub exponent: i8,
     /// What a master may do.
     pub access: Access,
+    /// The raw number that says: there is no value.
+    pub without: Option<i32>,
     /// What it says.
     pub meaning: &'static str,
 }
@@ -182,12 +112,12 @@ pub const MAP: &[Entry] = &[
     input(6, "contact-6-events", Type::U16, "activations of contact 6, modulo 65536"),
     input(7, "contact-7-events", Type::U16, "activations of contact 7, modulo 65536"),
     input(8, "contact-8-events", Type::U16, "activations of contact 8, modulo 65536"),
-    input(9, "temperature", Type::I16, "inside the housing; -32768 without a value").in_unit("°C", -1),
-    input(10, "humidity", Type::U16, "relative, inside the housing; 65535 without a value").in_unit("%", -1),
-    input(11, "supply", Type::U16, "supply voltage; 65535 without a value").in_unit("V", -3),
-    input(12, "loop-1", Type::U16, "current loop 1; 65535 without a value").in_unit("mA", -3),
-    input(13, "loop-2", Type::U16, "current loop 2; 65535 without a value").in_unit("mA", -3),
-    input(14, "line-current", Type::U16, "current transformer, true RMS; 65535 without a value").in_unit("A", -2),
+    input(9, "temperature", Type::I16, "inside the housing").in_unit("°C", -1).or_without(),
+    input(10, "humidity", Type::U16, "relative, inside the housing").in_unit("%", -1).or_without(),
+    input(11, "supply", Type::U16, "supply voltage").in_unit("V", -3).or_without(),
+    input(12, "loop-1", Type::U16, "current loop 1").in_unit("mA", -3).or_without(),
+    input(13, "loop-2", Type::U16, "current loop 2").in_unit("mA", -3).or_without(),
+    input(14, "line-current", Type::U16, "current transformer, true RMS").in_unit("A", -2).or_without(),
     input(15, "outputs", Type::U16, "bit 0 and 1: output 1 and 2 as driven, the fail-safe state included"),
     input(16, "faults", Type::U16, "standing faults, see `Fault`"),
     input(17, "uptime", Type::U32, "since the last reset").in_unit("s", 0),
@@ -283,6 +213,39 @@ pub enum Fault {
     Pin = 1 << 9,
 }
 
+impl Fault {
+    /// Every one, by its bit.
+    pub const ALL: [Self; 10] = [
+        Self::Climate,
+        Self::Converter,
+        Self::Loop1,
+        Self::Loop2,
+        Self::SupplyLow,
+        Self::SettingsLost,
+        Self::SettingsNotKept,
+        Self::FailSafe,
+        Self::Panicked,
+        Self::Pin,
+    ];
+
+    /// Its name, fit for a point of the gateway.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Climate => "fault-climate",
+            Self::Converter => "fault-converter",
+            Self::Loop1 => "fault-loop-1",
+            Self::Loop2 => "fault-loop-2",
+            Self::SupplyLow => "fault-supply-low",
+            Self::SettingsLost => "fault-settings-lost",
+            Self::SettingsNotKept => "fault-settings-not-kept",
+            Self::FailSafe => "fault-fail-safe",
+            Self::Panicked => "fault-panicked",
+            Self::Pin => "fault-pin",
+        }
+    }
+}
+
 /// A bit of holding `fitted`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
@@ -370,11 +333,21 @@ impl Entry {
             Table::Coil | Table::Holding => Access::ReadWrite,
             Table::Discrete | Table::Input => Access::Read,
         };
-        Self { table, address, name, type_, unit: "", exponent: 0, access, meaning }
+        Self { table, address, name, type_, unit: "", exponent: 0, access, without: None, meaning }
     }
 
     const fn in_unit(self, unit: &'static str, exponent: i8) -> Self {
         Self { unit, exponent, ..self }
+    }
+
+    /// Of its type, the number farthest from any that is measured stands for none.
+    const fn or_without(self) -> Self {
+        let without = match self.type_ {
+            Type::U16 => Some(u16::MAX as i32),
+            Type::I16 => Some(i16::MIN as i32),
+            Type::Bool | Type::U32 | Type::U64 => None,
+        };
+        Self { without, ..self }
     }
 }
 
@@ -477,6 +450,14 @@ mod tests {
     }
 
     #[test]
+    fn every_fault_has_a_bit_of_its_own_in_order() {
+        for (bit, fault) in Fault::ALL.into_iter().enumerate() {
+            assert_eq!(fault as u16, 1 << bit, "{}", fault.name());
+            assert!(MAP.iter().all(|entry| entry.name != fault.name()), "{} is taken", fault.name());
+        }
+    }
+
+    #[test]
     fn a_counter_that_wraps_loses_no_event() {
         assert_eq!(events_between(65_534, 3), 5);
         assert_eq!(events_between(7, 7), 0);
@@ -490,15 +471,26 @@ mod tests {
         assert_eq!(Parity::from_register(3), None);
     }
 
+    /// The rows of the page's table with this heading.
+    fn documented(heading: &str) -> Vec<&'static str> {
+        let page = include_str!("../docs/registers.md");
+        let table = page.lines().skip_while(|line| !line.starts_with(heading)).skip(2);
+        table.map_while(|line| line.strip_prefix("| ")).collect()
+    }
+
     #[test]
     fn the_documented_table_is_this_table() {
-        let documented: Vec<&str> = include_str!("registers.rs")
-            .lines()
-            .filter_map(|line| line.strip_prefix("//! | "))
-            .filter(|row| !row.starts_with("table"))
-            .collect();
         let rows: Vec<String> = MAP.iter().map(row).collect();
-        assert_eq!(documented, rows);
+        assert_eq!(documented("| table |"), rows);
+    }
+
+    #[test]
+    fn every_fault_is_documented_with_its_bit() {
+        let faults = documented("| bit |");
+        assert_eq!(faults.len(), Fault::ALL.len());
+        for (bit, (fault, row)) in Fault::ALL.into_iter().zip(faults).enumerate() {
+            assert!(row.starts_with(&format!("{bit} | {} | ", fault.name())), "{row}");
+        }
     }
 
     fn row(entry: &Entry) -> String {
@@ -520,7 +512,8 @@ mod tests {
             Access::ReadWrite => "read-write",
         };
         let unit = if entry.unit.is_empty() { String::new() } else { format!("{} ", entry.unit) };
+        let without = entry.without.map(|raw| format!("; {raw} without a value")).unwrap_or_default();
         let Entry { address, name, exponent, meaning, .. } = entry;
-        format!("{table} | {address} | {name} | {type_} | {unit}| {exponent} | {access} | {meaning} |")
+        format!("{table} | {address} | {name} | {type_} | {unit}| {exponent} | {access} | {meaning}{without} |")
     }
 }

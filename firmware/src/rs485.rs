@@ -144,8 +144,7 @@ where
     }
 
     fn is_stuck(&self, sending: Sending, now: Instant) -> bool {
-        let characters = u32::try_from(sending.length).unwrap_or(u32::MAX);
-        let expected = self.timing.character * characters + STUCK_AFTER;
-        now.checked_duration_since(sending.since).is_some_and(|since| since > expected)
+        let expected = self.timing.character.ticks() * sending.length as u64 + STUCK_AFTER.ticks();
+        now.checked_duration_since(sending.since).is_some_and(|since| since.ticks() > expected)
     }
 }

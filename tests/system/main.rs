@@ -17,6 +17,7 @@ mod faults;
 mod full;
 mod namespace;
 mod network;
+mod node;
 mod operation;
 mod outbox;
 mod pins;

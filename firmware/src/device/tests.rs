@@ -216,6 +216,18 @@ fn a_missing_sensor_is_a_fault_and_the_rest_goes_on() {
 }
 
 #[test]
+fn what_has_no_value_says_so_with_the_number_of_the_map() {
+    let mut bench = bench();
+    bench.chips.air.set(None);
+    bench.run(Duration::secs(5));
+    for (name, without) in MAP.iter().filter_map(|entry| Some((entry.name, entry.without?))) {
+        let raw = bench.input(name);
+        let said = if without < 0 { i32::from(raw.cast_signed()) } else { i32::from(raw) };
+        assert_eq!(said, without, "{name}");
+    }
+}
+
+#[test]
 fn outputs_take_their_safe_state_when_no_master_is_heard() {
     let mut bench = bench();
     assert_eq!(bench.outputs(), [false, false], "safe from the start");

@@ -4,7 +4,7 @@ check-more = … and { $count } more.
 # Files
 check-file-missing = there is no such file; check its name, or give another one with --config
 check-file-folder = this is a folder, not a file; name a .toml file
-check-file-large = the file is larger than 1 MiB; no configuration is, check whether this is the right file
+check-file-large = the file is larger than { $max }, as none of its kind is; check whether this is the right file
 check-file-unreadable = the file cannot be read: { $reason }
 check-files = too much: at most { $files } files in gardu.d and { $mib } MiB in all; join or move some
 check-folder = the folder gardu.d cannot be read: { $reason }
@@ -125,6 +125,18 @@ check-no-inputs = { $section } has no point; add a [[i2c.point]] for each input 
 check-transformer = `{ $key }` is only for a point with input = "line-current"; add that or remove this key
 check-device-file = `{ $value }` is not a device file for `{ $key }`; write its full path, for example "{ $example }"
 
+# Profiles
+check-profile-name = `{ $name }` is not the name of a profile; write it as its file is called, without .toml: a-z, 0-9, `.`, `_` and `-`, no folder
+check-profile-near = there is no profile `{ $name }`, neither { $path } nor one that is part of Gardu; did you mean `{ $near }`?
+check-profile = there is no profile `{ $name }`, neither { $path } nor one that is part of Gardu; known: { $known }
+check-profiles = too many: at most { $max } different profiles; write the points of some devices without one
+check-profile-empty = the profile has no point; add a [[point]]
+check-profile-point-near = the profile has no point `{ $name }`; did you mean `{ $near }`?
+check-profile-point = the profile has no point `{ $name }`; it has: { $known }
+check-skip-alone = `{ $key }` names points of a profile, and this device has none; remove it, or add profile
+check-skip-changed = `{ $name }` is left out by skip, so it cannot be changed; remove one of the two
+check-points = too many: more than { $max } points with those of this profile; use skip, or another gateway for some devices
+
 # MQTT
 check-no-subscriptions = { $section } has no subscription; add a [[mqtt.subscribe]]
 check-topic-wildcard = `{ $value }` has + or #; name every level that varies, for example { "sensors/{device}/{name}" }
@@ -158,7 +170,7 @@ check-limits-order = below must be less than above
 check-deadband-limit = `{ $key }` needs above or below
 check-deadband-wide = `{ $key }` is too wide: the alarm could not end before the opposite limit; it must be less than { $room }
 check-increments = `{ $key }` is only for counters: u16, u32 or u64 without scale and offset
-check-message-language = the message lacks the gateway's language; add { $language } = "…"
+check-message-language = `{ $section }` lacks the gateway's language; add { $language } = "…"
 
 # Plan
 check-refused = { $count ->
@@ -171,11 +183,14 @@ check-plan-plain = NOTE: user name and password go unencrypted to { $at }; write
 check-plan-plain-listen = NOTE: devices send user name and password unencrypted to { $at }; give tls_cert_file and tls_key_file if they can use TLS
 check-plan-bus = Bus { $name } ({ $url })
 check-plan-device = { $name }, unit { $unit }: points { $points }, requests { $requests } each { $poll }, about { $cycle } ms
+check-plan-device-profile = { $name }, unit { $unit }, profile { $profile } version { $version }: points { $points }, requests { $requests } each { $poll }, about { $cycle } ms
+check-plan-profile-file = your own profile: { $path }
 check-plan-bus-sum = in all { $requests } requests a cycle, about { $cycle } ms; bus { $busy } % busy
 check-plan-bus-over = WARNING: { $requests } requests a cycle, about { $cycle } ms; bus { $busy } % busy, polls will be late; lengthen poll
 check-plan-bus-full = WARNING: { $requests } requests a cycle, about { $cycle } ms; bus { $busy } % busy, too little is left for slow or silent devices; lengthen poll
 check-plan-timeout = WARNING: the longest answer takes { $longest } ms on this line, but timeout is { $timeout }; write timeout = "{ $needed }"
 check-plan-port = hint: { $path } can become another port after a restart; write its name in /dev/serial/by-id
+check-plan-serial = hint: { $devices }: devices of profile { $profile } come set to { $set }, this line is { $line }; set them to it if that has not been done
 check-plan-unit = hint: { $devices } are the same unit { $unit }; on a serial line a late answer to one can be taken for the other's: write them as one device
 check-plan-assumed-trip = assumed: { $ms } ms for one Modbus TCP request
 check-plan-assumed-line = assumed on a serial line: devices begin to answer after { $turnaround } ms, a converter takes { $network } ms more

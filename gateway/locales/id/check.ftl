@@ -4,7 +4,7 @@ check-more = … dan { $count } masalah lagi.
 # Berkas
 check-file-missing = berkas tidak ada; periksa namanya, atau beri berkas lain dengan --config
 check-file-folder = ini folder, bukan berkas; sebutkan berkas .toml
-check-file-large = berkas lebih besar dari 1 MiB; konfigurasi tidak sebesar itu, periksa apakah ini berkas yang benar
+check-file-large = berkas lebih besar dari { $max }, padahal berkas sejenis tidak sebesar itu; periksa apakah ini berkas yang benar
 check-file-unreadable = berkas tidak dapat dibaca: { $reason }
 check-files = terlalu banyak: paling banyak { $files } berkas di gardu.d dan { $mib } MiB seluruhnya; gabungkan atau pindahkan sebagian
 check-folder = folder gardu.d tidak dapat dibaca: { $reason }
@@ -125,6 +125,18 @@ check-no-inputs = { $section } tidak memiliki titik; tambahkan [[i2c.point]] unt
 check-transformer = `{ $key }` hanya untuk titik dengan input = "line-current"; tambahkan titik itu, atau hapus kunci ini
 check-device-file = `{ $value }` bukan berkas perangkat untuk `{ $key }`; tulis path lengkapnya, misalnya "{ $example }"
 
+# Profil
+check-profile-name = `{ $name }` bukan nama profil; tulis seperti nama berkasnya tanpa .toml: a-z, 0-9, `.`, `_` dan `-`, tanpa folder
+check-profile-near = profil `{ $name }` tidak ada, baik { $path } maupun bawaan Gardu; mungkin maksudnya `{ $near }`
+check-profile = profil `{ $name }` tidak ada, baik { $path } maupun bawaan Gardu; yang dikenal: { $known }
+check-profiles = terlalu banyak: paling banyak { $max } profil yang berbeda; tulis titik sebagian perangkat tanpa profil
+check-profile-empty = profil ini tidak memiliki titik; tambahkan [[point]]
+check-profile-point-near = profil ini tidak memiliki titik `{ $name }`; mungkin maksudnya `{ $near }`
+check-profile-point = profil ini tidak memiliki titik `{ $name }`; titiknya: { $known }
+check-skip-alone = `{ $key }` menyebut titik dari profil, sedangkan perangkat ini tidak memakai profil; hapus, atau tambahkan profile
+check-skip-changed = `{ $name }` sudah dilewati oleh skip, jadi tidak dapat diubah; hapus salah satu
+check-points = terlalu banyak: lebih dari { $max } titik bersama titik profil ini; pakai skip, atau gateway lain untuk sebagian perangkat
+
 # MQTT
 check-no-subscriptions = { $section } tidak memiliki langganan; tambahkan [[mqtt.subscribe]]
 check-topic-wildcard = `{ $value }` memakai + atau #; beri nama tiap bagian yang berubah, misalnya { "sensors/{device}/{name}" }
@@ -158,7 +170,7 @@ check-limits-order = below harus lebih kecil dari above
 check-deadband-limit = `{ $key }` memerlukan above atau below
 check-deadband-wide = `{ $key }` terlalu lebar: alarm tidak dapat berakhir sebelum batas di seberangnya; harus kurang dari { $room }
 check-increments = `{ $key }` hanya untuk pencacah: u16, u32 atau u64 tanpa scale dan offset
-check-message-language = pesan tidak memiliki bahasa gateway; tambahkan { $language } = "…"
+check-message-language = `{ $section }` tidak memiliki bahasa gateway; tambahkan { $language } = "…"
 
 # Rencana
 check-refused = { $count } masalah. Konfigurasi ini tidak dipakai.
@@ -168,11 +180,14 @@ check-plan-plain = CATATAN: nama pengguna dan kata sandi dikirim ke { $at } tanp
 check-plan-plain-listen = CATATAN: perangkat mengirim nama pengguna dan kata sandi ke { $at } tanpa enkripsi; beri tls_cert_file dan tls_key_file bila perangkat mendukung TLS
 check-plan-bus = Bus { $name } ({ $url })
 check-plan-device = { $name }, unit { $unit }: { $points } titik, { $requests } permintaan tiap { $poll }, sekitar { $cycle } ms
+check-plan-device-profile = { $name }, unit { $unit }, profil { $profile } versi { $version }: { $points } titik, { $requests } permintaan tiap { $poll }, sekitar { $cycle } ms
+check-plan-profile-file = profil Anda sendiri: { $path }
 check-plan-bus-sum = seluruhnya { $requests } permintaan per putaran, sekitar { $cycle } ms; bus sibuk { $busy } %
 check-plan-bus-over = PERINGATAN: { $requests } permintaan per putaran, sekitar { $cycle } ms; bus sibuk { $busy } %, poll tidak akan tercapai; perpanjang poll
 check-plan-bus-full = PERINGATAN: { $requests } permintaan per putaran, sekitar { $cycle } ms; bus sibuk { $busy } %, sisa waktu kurang untuk perangkat yang lambat atau diam; perpanjang poll
 check-plan-timeout = PERINGATAN: jawaban terpanjang memerlukan { $longest } ms di kabel ini, sedangkan timeout { $timeout }; tulis timeout = "{ $needed }"
 check-plan-port = saran: { $path } dapat menjadi port lain setelah dinyalakan ulang; tulis namanya di /dev/serial/by-id
+check-plan-serial = saran: { $devices }: perangkat dengan profil { $profile } bawaannya disetel { $set }, sedangkan kabel ini { $line }; samakan setelan perangkatnya bila belum
 check-plan-unit = saran: { $devices } adalah unit { $unit } yang sama; di kabel serial jawaban yang terlambat bisa tertukar di antara keduanya: tulis sebagai satu perangkat
 check-plan-assumed-trip = anggapan: { $ms } ms untuk satu permintaan Modbus TCP
 check-plan-assumed-line = anggapan untuk kabel serial: perangkat mulai menjawab setelah { $turnaround } ms, lewat konverter { $network } ms lebih lama

@@ -428,6 +428,69 @@ Bus cabinet (rtu:///dev/serial/by-id/usb-1, 9600 8N1)
         assert!(!quiet.contains("WARNING") && !quiet.contains("hint"), "{quiet}");
     }
 
+    /// A node on a line of its own, with these keys of the device.
+    fn node(url: &str, keys: &str) -> String {
+        format!(
+            "[gateway]\nid = 'taman'\n[command_center]\nurls = ['mqtt://cc1']\n[[modbus]]\nname = 'pole'\nurl = '{url}'\n\
+             [[modbus.device]]\nname = 'node'\nunit = 1\n{keys}\n"
+        )
+    }
+
+    #[test]
+    fn a_device_with_a_profile_says_which_and_how_it_comes_set() {
+        let plan = |url, language| {
+            let (text, problems, _) = checked_text(&node(url, "profile = 'gardu-node'"), language, Form::Text);
+            assert_eq!(problems, "");
+            text
+        };
+        // 8 and 5 + 2 × 23 characters of 10 bits at 9600, twice 4.01 ms of silence and 5 ms: 74.5 ms.
+        let said = plan("rtu:///dev/ttyS0", Language::English);
+        let line = "  node, unit 1, profile gardu-node version 1: points 40, requests 1 each 1s, about 75 ms";
+        assert_eq!(said.lines().nth(3), Some(line), "{said}");
+        assert!(!said.contains("hint"), "{said}");
+        let said = plan("rtu:///dev/ttyS0?baud=19200&parity=even", Language::English);
+        let hint = "  hint: node: devices of profile gardu-node come set to 9600 8N1, this line is 19200 8E1; set them to it if that has not been done";
+        assert!(said.lines().any(|line| line == hint), "{said}");
+        let said = plan("rtu+tcp://10.0.0.6:4196?baud=19200", Language::Indonesian);
+        let hint = "  saran: node: perangkat dengan profil gardu-node bawaannya disetel 9600 8N1, sedangkan kabel ini 19200 8N1; samakan setelan perangkatnya bila belum";
+        assert!(said.lines().any(|line| line == hint), "{said}");
+        let said = plan("tcp://10.0.0.6", Language::Indonesian);
+        assert!(
+            said.contains("node, unit 1, profil gardu-node versi 1: 40 titik") && !said.contains("saran"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn a_profile_of_the_operator_is_told_from_one_that_ships() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("gardu.toml");
+        std::fs::write(&path, node("tcp://10.0.0.5", "profile = 'xy-md02'")).expect("a file");
+        let said = |form| report(&config::load(&path, Need::Reachable), Language::English, form).0;
+        let profile = || {
+            let json: Json = serde_json::from_str(&said(Form::Json)).expect("one JSON value");
+            json["buses"][0]["devices"][0]["profile"].clone()
+        };
+        assert!(!said(Form::Text).contains("your own profile"));
+        assert_eq!(
+            (&profile()["name"], &profile()["version"], &profile()["file"]),
+            (&"xy-md02".into(), &1.into(), &Json::Null)
+        );
+        let own = folder.path().join("profiles/xy-md02.toml");
+        std::fs::create_dir(folder.path().join("profiles")).expect("a folder");
+        let text = "[profile]\nversion = 7\ntitle = 'S'\nsource = 'us'\n[[point]]\nname = 'a'\nregister = 'coil:0'\n";
+        std::fs::write(&own, text).expect("a file");
+        assert!(
+            said(Form::Text).contains(&format!(
+                "version 7: points 1, requests 1 each 1s, about 5 ms\n    your own profile: {}\n",
+                own.display()
+            )),
+            "{}",
+            said(Form::Text)
+        );
+        assert_eq!(profile()["file"], own.to_str().expect("text"));
+    }
+
     #[test]
     fn problems_go_to_standard_error_with_exit_code_78() {
         let (nothing, english, exit) = checked("1 s", Language::English, Form::Text);

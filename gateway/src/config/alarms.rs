@@ -218,7 +218,7 @@ fn room(above: Option<f64>, below: Option<f64>, range: Option<(f64, f64)>) -> f6
 }
 
 /// One text in the configuration's language, or `{ id, en }` with at least that one.
-fn message(node: Node<'_>, language: Language) -> Option<Texts> {
+pub(super) fn message(node: Node<'_>, language: Language) -> Option<Texts> {
     let text = |node: Node<'_>| node.line(MESSAGE_CHARS_MAX).map(Arc::from);
     if !node.is_table() {
         let text = text(node);
@@ -227,7 +227,7 @@ fn message(node: Node<'_>, language: Language) -> Option<Texts> {
             Language::English => Texts { id: None, en: text },
         });
     }
-    let section = node.section("message")?;
+    let section = node.section(node.key)?;
     let texts = Texts { id: section.optional("id", text), en: section.optional("en", text) };
     let must = language.code();
     if !section.has(must) {

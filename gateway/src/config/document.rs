@@ -5,7 +5,7 @@
 //! so one run finds everything. A value that is wrong is noted where it stands and replaced by its default; the
 //! configuration is thrown away in the end, but the rest could be checked.
 
-use std::{cell::RefCell, fmt::Display, ops::RangeInclusive, time::Duration};
+use std::{cell::RefCell, collections::BTreeSet, fmt::Display, ops::RangeInclusive, time::Duration};
 
 use toml::de::{DeTable, DeValue};
 
@@ -26,20 +26,28 @@ pub(super) struct Node<'a> {
 }
 
 /// A table whose keys are all known.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Section<'a> {
     /// Its header, as a person writes it; empty for the file's top.
     header: &'static str,
     pub(super) spot: Spot,
     table: &'a DeTable<'a>,
-    known: RefCell<Vec<&'static str>>,
+    /// File and table that say what is not written in this one.
+    beneath: Option<(usize, &'a DeTable<'a>)>,
+    known: RefCell<BTreeSet<&'static str>>,
     pub(super) findings: &'a Findings<'a>,
 }
 
 impl<'a> Section<'a> {
     /// The top of a file.
     pub(super) fn top(file: usize, table: &'a DeTable<'a>, findings: &'a Findings<'a>) -> Self {
-        Self { header: "", spot: Spot { file, offset: Some(0) }, table, known: RefCell::default(), findings }
+        let spot = Spot { file, offset: Some(0) };
+        Self { header: "", spot, table, beneath: None, known: RefCell::default(), findings }
+    }
+
+    /// What is written here, and for all other keys what is written in `beneath`.
+    pub(super) fn over(self, beneath: &Self) -> Self {
+        Self { beneath: Some((beneath.spot.file, beneath.table)), ..self }
     }
 
     /// Whether the key is written; it counts as known from now on.
@@ -52,11 +60,17 @@ impl<'a> Section<'a> {
         self.table.get(section)?.get_ref().as_table()?.get(key)?.get_ref().as_str()
     }
 
+    /// A text of this section, without noting anything.
+    pub(super) fn peek_text(&self, key: &str) -> Option<&'a str> {
+        self.table.get(key)?.get_ref().as_str()
+    }
+
     /// The value of a key.
     pub(super) fn get(&self, key: &'static str) -> Option<Node<'a>> {
-        self.known.borrow_mut().push(key);
-        let value = self.table.get(key)?;
-        let spot = Spot { file: self.spot.file, offset: Some(value.span().start) };
+        self.known.borrow_mut().insert(key);
+        let layers = [Some((self.spot.file, self.table)), self.beneath];
+        let (file, value) = layers.into_iter().flatten().find_map(|(file, table)| Some((file, table.get(key)?)))?;
+        let spot = Spot { file, offset: Some(value.span().start) };
         Some(Node { key, spot, value: value.get_ref(), findings: self.findings })
     }
 
@@ -119,10 +133,8 @@ impl<'a> Section<'a> {
 
     /// Notes every key nobody asked for.
     pub(super) fn finish(&self) {
-        let mut known = self.known.borrow().clone();
-        known.sort_unstable();
-        known.dedup();
-        for key in self.table.keys().filter(|key| !known.contains(&key.get_ref().as_ref())) {
+        let known = self.known.borrow();
+        for key in self.table.keys().filter(|key| !known.contains(key.get_ref().as_ref())) {
             let spot = Spot { file: self.spot.file, offset: Some(key.span().start) };
             let name = ("key", key.get_ref().as_ref().into());
             match self.findings.nearest(key.get_ref(), known.iter().copied()) {
@@ -130,6 +142,7 @@ impl<'a> Section<'a> {
                     self.findings.add(spot, Nature::Wrong, "check-unknown-key-near", &[name, ("near", near.into())]);
                 }
                 None => {
+                    let known: Vec<&str> = known.iter().copied().collect();
                     let known = ("known", Word::Verbatim(known.join(", ")));
                     self.findings.add(spot, Nature::Wrong, "check-unknown-key", &[name, known]);
                 }
@@ -287,7 +300,8 @@ impl<'a> Node<'a> {
     /// A table.
     pub(super) fn section(self, header: &'static str) -> Option<Section<'a>> {
         let Some(table) = self.value.as_table() else { return self.wrong_type("check-type-table") };
-        Some(Section { header, spot: self.spot, table, known: RefCell::default(), findings: self.findings })
+        let findings = self.findings;
+        Some(Section { header, spot: self.spot, table, beneath: None, known: RefCell::default(), findings })
     }
 
     /// The entries of a table whose keys are free.

@@ -13,6 +13,7 @@ use super::{
     document::{Node, Section},
     problem::{Source, Word},
     read::{Need, Secrets},
+    units,
 };
 
 /// A cabinet's file has a few hundred lines; 1 MiB is far beyond and still parses in a moment.
@@ -21,6 +22,8 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 const ALL_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Files in `gardu.d`: one a cabinet.
 const FILES_MAX: usize = 256;
+/// A map of [`super::profile::POINTS_MAX`] points with their remarks.
+const PROFILE_BYTES_MAX: u64 = 64 * 1024;
 /// A password or token has a line; a whole file by mistake has more.
 const SECRET_BYTES_MAX: u64 = 4 * 1024;
 /// Certificates of every authority a system trusts take a fifth of this, one's own chain and key a hundredth.
@@ -34,7 +37,7 @@ pub(super) type Trouble = (Option<usize>, &'static str, Vec<(&'static str, Word)
 /// Reads the main file and every `*.toml` in `gardu.d` beside it, by name.
 pub(super) fn gather(path: &Path) -> Vec<(Source, Option<Trouble>)> {
     let unread = |path: PathBuf, trouble| (Source { path, text: String::new() }, Some(trouble));
-    let mut files = vec![read(path.to_owned())];
+    let mut files = vec![read(path.to_owned(), FILE_BYTES_MAX)];
     let folder = path.parent().unwrap_or(Path::new("")).join("gardu.d");
     let extra = match list(&folder) {
         Ok(extra) => extra,
@@ -51,15 +54,27 @@ pub(super) fn gather(path: &Path) -> Vec<(Source, Option<Trouble>)> {
             files.push(unread(path, (None, "check-files", args)));
             break;
         }
-        let file = read(path);
+        let file = read(path, FILE_BYTES_MAX);
         bytes_left = bytes_left.saturating_sub(file.0.text.len());
         files.push(file);
     }
     files
 }
 
-fn read(path: PathBuf) -> (Source, Option<Trouble>) {
-    let (text, trouble) = match bytes(&path, FILE_BYTES_MAX) {
+/// The operator's own profile at `path`, if there is one.
+pub(super) fn profile(path: PathBuf) -> Option<(Source, Option<Trouble>)> {
+    let missing = fs::metadata(&path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+    (!missing).then(|| read(path, PROFILE_BYTES_MAX))
+}
+
+/// The names that a folder of profiles offers, as far as it can be read: they are only hints.
+pub(super) fn profile_names(folder: &Path) -> Vec<String> {
+    let files = list(folder).unwrap_or_default();
+    files.iter().filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned())).take(FILES_MAX).collect()
+}
+
+fn read(path: PathBuf, bytes_max: u64) -> (Source, Option<Trouble>) {
+    let (text, trouble) = match bytes(&path, bytes_max) {
         Ok(bytes) => match String::from_utf8(bytes) {
             Ok(text) => (text, None),
             Err(e) => {
@@ -71,7 +86,7 @@ fn read(path: PathBuf) -> (Source, Option<Trouble>) {
         Err(e) => {
             let trouble = match e.kind() {
                 io::ErrorKind::IsADirectory => ("check-file-folder", vec![]),
-                io::ErrorKind::FileTooLarge => ("check-file-large", vec![]),
+                io::ErrorKind::FileTooLarge => ("check-file-large", vec![("max", units::show_size(bytes_max).into())]),
                 io::ErrorKind::NotFound => ("check-file-missing", vec![]),
                 _ => ("check-file-unreadable", vec![("reason", reason(&e))]),
             };

@@ -14,6 +14,7 @@ mod names;
 mod pins;
 pub mod points;
 pub mod problem;
+mod profile;
 pub mod read;
 mod serial;
 mod tls;
@@ -27,7 +28,7 @@ pub use self::{
     read::{Need, load},
 };
 use crate::{
-    alarm::rule::Rule,
+    alarm::{Texts, rule::Rule},
     reading::{PointId, Segment, Value},
 };
 
@@ -325,8 +326,27 @@ pub struct Device {
     pub poll: Duration,
     /// Missed polls after which `{device}/communication` is raised.
     pub missed_polls: u32,
+    /// What kind of device it is, if a profile says so.
+    pub profile: Option<Arc<Profile>>,
     /// Its points; at least one.
     pub points: Vec<Point>,
+}
+
+/// What is known of a kind of device, beside its points.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Profile {
+    /// What `profile` of a device names.
+    pub name: String,
+    /// Which edition of it.
+    pub version: u16,
+    /// What the device is, for people.
+    pub title: Texts,
+    /// Where its register map comes from.
+    pub source: String,
+    /// How its line is set when it is new.
+    pub serial: Option<SerialLine>,
+    /// The operator's own file; none if it is a part of Gardu.
+    pub file: Option<PathBuf>,
 }
 
 /// Which of the four Modbus tables (Modbus Application Protocol 1.1b3 §4.3).

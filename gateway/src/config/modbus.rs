@@ -1,6 +1,9 @@
 //! `[[modbus]]`: buses, devices and points.
 //!
 //! A `[[modbus]]` without `url` adds devices to the bus of its name, wherever that one is written.
+//!
+//! A device has the points of its `profile` except those that `skip` names, and its own. One of its own that has the name
+//! of one of the profile takes its place if it has a `register`; without, it changes only the keys that it writes.
 
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
@@ -9,6 +12,7 @@ use super::{
     document::{Node, Section},
     names::{Names, Owner, Says, clash},
     problem::Spot,
+    profile::{Profile, Profiles},
     read::Measured,
     serial,
 };
@@ -24,6 +28,9 @@ const SECOND: Duration = Duration::from_secs(1);
 const POLL: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(86_400);
 /// A device that needs more than a minute for one answer blocks its bus.
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(60);
+/// Points of a configuration with profiles, in which a short file can ask for any number: ten times those of a large park,
+/// each of which takes some hundred bytes.
+pub(super) const POINTS_MAX: usize = 20_000;
 /// Sentinels of one point; real devices have one or two.
 const INVALID_MAX: usize = 16;
 /// Of every kind of wire; stands in quotation marks.
@@ -43,6 +50,7 @@ struct Draft {
 /// Reads all buses, and makes the built-in `communication` rules of their devices.
 pub(super) fn buses<'a>(
     sections: &[Section<'a>],
+    profiles: &Profiles<'a>,
     names: &mut Names,
     report: impl Fn(&Section<'a>, Measured) -> Report,
 ) -> (Vec<Bus>, Vec<Rule>) {
@@ -66,7 +74,7 @@ pub(super) fn buses<'a>(
         section.finish();
         let mut home = home.and_then(|home| drafts.get_mut(home));
         let link = home.as_ref().and_then(|draft| draft.link.clone());
-        let device = |child| device(child, link.as_ref(), names, &mut rules, &report);
+        let device = |child| device(child, link.as_ref(), profiles, names, &mut rules, &report);
         let read = children.iter().filter_map(device).collect::<Vec<_>>();
         if let Some(draft) = &mut home {
             draft.devices.extend(read);
@@ -150,6 +158,7 @@ fn extended(section: &Section<'_>, name: Option<&Segment>, drafts: &[Draft]) -> 
 fn device<'a>(
     section: &Section<'a>,
     link: Option<&Link>,
+    profiles: &Profiles<'a>,
     names: &mut Names,
     rules: &mut Vec<Rule>,
     report: &impl Fn(&Section<'a>, Measured) -> Report,
@@ -182,15 +191,35 @@ fn device<'a>(
         names.point(&PointId::of(name, &rule.name), Says::Bool, *node);
         rules.push(rule);
     }
-    section.later(&["profile"]);
-    let children = section.sections("point", "[[modbus.device.point]]");
-    if children.is_empty() && !section.has("point") && !section.has("profile") {
-        section.missing("check-no-points", &[]);
-    }
-    section.finish();
     let name = name.map(|(name, _)| name);
+    let profile = section.get("profile").and_then(|node| profiles.named(node));
+    let mut children = children(section, profile);
+    section.finish();
+    let mut is_unread = profile.is_none() && section.has("profile");
+    if profile.is_some() && names.point_count() + children.len() > POINTS_MAX {
+        section.wrong("profile", "check-points", &[("max", POINTS_MAX.to_string().into())]);
+        children.clear();
+        is_unread = true;
+    }
+    if let (Some(name), true) = (&name, is_unread) {
+        names.unread(name);
+    }
     let points = children.iter().filter_map(|child| point(child, name.as_ref(), names, report)).collect();
-    Some(Device { name: name?, unit: unit?, poll, missed_polls, points })
+    let profile = profile.and_then(|profile| profile.about.clone());
+    Some(Device { name: name?, unit: unit?, poll, missed_polls, profile, points })
+}
+
+/// The points of a device: its own, and those of its profile.
+fn children<'a>(section: &Section<'a>, profile: Option<&Profile<'a>>) -> Vec<Section<'a>> {
+    let own = section.sections("point", "[[modbus.device.point]]");
+    match profile {
+        Some(profile) => return profile.points_of(section, own),
+        None if section.has("profile") => _ = section.has("skip"), // what it means, only the profile knows
+        None if section.has("skip") => section.wrong("skip", "check-skip-alone", &[]),
+        None if own.is_empty() && !section.has("point") => section.missing("check-no-points", &[]),
+        None => {}
+    }
+    own
 }
 
 /// One of the five severities.

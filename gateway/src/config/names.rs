@@ -1,6 +1,6 @@
 //! Who is who: devices, their owners and points, so that names are unique and alarms watch something that exists.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     PointTemplate, TemplateSegment,
@@ -42,6 +42,8 @@ pub(super) struct Names {
     points: BTreeMap<PointId, (Says, Spot)>,
     /// Names that messages complete.
     open: Vec<PointTemplate>,
+    /// Devices whose points could not be read.
+    unread: BTreeSet<String>,
 }
 
 impl Names {
@@ -71,6 +73,16 @@ impl Names {
         }
     }
 
+    /// Remembers that a device may have any point: there is nothing to blame on who names one.
+    pub(super) fn unread(&mut self, device: &Segment) {
+        self.unread.insert(device.as_str().to_owned());
+    }
+
+    /// How many points are known.
+    pub(super) fn point_count(&self) -> usize {
+        self.points.len()
+    }
+
     /// Takes a template: a point if it is fixed, else a family of points.
     pub(super) fn template(&mut self, template: &PointTemplate, owner: Owner, at: Node<'_>) {
         if let Some(TemplateSegment::Exactly(device)) = template.0.first()
@@ -87,17 +99,21 @@ impl Names {
     /// What a point says; none if no source can have it.
     pub(super) fn says(&self, point: &PointId) -> Option<Says> {
         let known = self.points.get(point).map(|(says, _)| *says);
-        known.or_else(|| self.open_can_be(point.as_str()).then_some(Says::Anything))
+        known.or_else(|| self.may_come(point.as_str()).then_some(Says::Anything))
     }
 
     /// Whether a pattern matches any point that is known or may come.
     pub(super) fn any(&self, pattern: &str) -> bool {
-        self.points.keys().any(|point| overlap(point.as_str(), pattern)) || self.open_can_be(pattern)
+        self.points.keys().any(|point| overlap(point.as_str(), pattern)) || self.may_come(pattern)
     }
 
-    /// Whether a message may name a point of this pattern. A captured device is never one that a wire owns.
-    fn open_can_be(&self, pattern: &str) -> bool {
+    /// Whether a message may name a point of this pattern, or a device that could not be read may have it. A captured
+    /// device is never one that a wire owns.
+    fn may_come(&self, pattern: &str) -> bool {
         let device = pattern.split('/').next().unwrap_or_default();
+        if self.unread.iter().any(|unread| overlap(unread, device)) {
+            return true;
+        }
         let is_wired = self.devices.get(device).is_some_and(|(owner, _)| matches!(owner, Owner::Modbus | Owner::Pins));
         !is_wired && self.open.iter().any(|template| overlap(&as_pattern(template), pattern))
     }

@@ -163,7 +163,7 @@ pub(super) enum Nature {
     Absent,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 struct Finding {
     spot: Spot,
     nature: Nature,
@@ -174,20 +174,24 @@ struct Finding {
 /// Gathers problems while the files are walked.
 #[derive(Debug)]
 pub(super) struct Findings<'a> {
-    pub(super) sources: &'a [Source],
+    pub(super) sources: Vec<&'a Source>,
     found: RefCell<Vec<Finding>>,
     uncounted: RefCell<usize>,
 }
 
 impl<'a> Findings<'a> {
-    pub(super) fn new(sources: &'a [Source]) -> Self {
+    pub(super) fn new(sources: Vec<&'a Source>) -> Self {
         Self { sources, found: RefCell::default(), uncounted: RefCell::default() }
     }
 
+    /// What is noted already is not noted again: every device with a profile reads the same file.
     pub(super) fn add(&self, spot: Spot, nature: Nature, kind: &'static str, args: Args<'_>) {
         let mut found = self.found.borrow_mut();
         if found.len() < KEPT_MAX || nature == Nature::Unread {
-            found.push(Finding { spot, nature, kind, args: args.to_vec() });
+            let finding = Finding { spot, nature, kind, args: args.to_vec() };
+            if !found.contains(&finding) {
+                found.push(finding);
+            }
         } else {
             *self.uncounted.borrow_mut() += 1;
         }

@@ -3,7 +3,8 @@
 //! The files are parsed, their sections joined (single ones may stand in any file but only once, lists add up), read
 //! strictly, and then checked against each other. Relative paths start from the folder of the file they stand in.
 //!
-//! Limits: 1 MiB a file, 4 MiB and 256 files in all, [`super::problem::SHOWN_MAX`] problems shown.
+//! Limits: 1 MiB a file, 4 MiB and 256 files in all; profiles as [`profile`] says; [`super::problem::SHOWN_MAX`] problems
+//! shown.
 
 use std::path::{Path, PathBuf};
 
@@ -16,6 +17,7 @@ use super::{
     names::Names,
     pins,
     problem::{Findings, Nature, Problems, Source, Spot},
+    profile::{self, Profiles},
 };
 use crate::{
     alarm::{AlarmId, Severity, rule::Rule},
@@ -55,19 +57,29 @@ pub fn load(path: &Path, need: Need) -> Result<Config, Problems> {
 
 /// [`load`] where the environment is given.
 pub fn load_with(path: &Path, secrets: Secrets<'_>) -> Result<Config, Problems> {
-    let (sources, troubles): (Vec<Source>, Vec<_>) = files::gather(path).into_iter().unzip();
-    let findings = Findings::new(&sources);
-    for (file, trouble) in troubles.into_iter().enumerate() {
+    let (sources, mut troubles): (Vec<Source>, Vec<_>) = files::gather(path).into_iter().unzip();
+    let (mut tables, mut errors): (Vec<_>, Vec<_>) = sources.iter().map(|source| parse(&source.text)).unzip();
+    let folder = profile::folder(path);
+    let profiles = profile::gather(&folder, &tables);
+    for file in &profiles {
+        let (table, syntax) = parse(&file.source.text);
+        tables.push(table);
+        errors.push(syntax);
+        troubles.push(file.trouble.clone());
+    }
+    let findings = Findings::new(sources.iter().chain(profiles.iter().map(|file| &file.source)).collect());
+    for (file, (trouble, errors)) in troubles.into_iter().zip(errors).enumerate() {
         if let Some((offset, kind, args)) = trouble {
             findings.add(Spot { file, offset }, Nature::Unread, kind, &args);
         }
+        note(file, &errors, &findings);
     }
-    let tables: Vec<DeTable<'_>> = (0..sources.len()).map(|file| parse(file, &findings)).collect();
-    let tops: Vec<Section<'_>> =
-        tables.iter().enumerate().map(|(file, table)| Section::top(file, table, &findings)).collect();
-    let document = Document { tops };
+    let mut tops = tables.iter().enumerate().map(|(file, table)| Section::top(file, table, &findings));
+    let document = Document { tops: tops.by_ref().take(sources.len()).collect() };
     let language = center::language(&document);
-    let config = read(&document, secrets);
+    let profiles = Profiles::read(&folder, &profiles, tops, language.unwrap_or_default());
+    let config = read(&document, &profiles, secrets);
+    drop(profiles);
     drop(document);
     drop(tables);
     match (findings.finish(language), config) {
@@ -77,23 +89,29 @@ pub fn load_with(path: &Path, secrets: Secrets<'_>) -> Result<Config, Problems> 
     }
 }
 
-fn parse<'a>(file: usize, findings: &Findings<'a>) -> DeTable<'a> {
-    let Source { text, .. } = &findings.sources[file];
-    let (table, errors) = if text.len() <= RECOVERABLE_BYTES_MAX {
+/// What could be made of a text, and what is wrong with its syntax.
+fn parse(text: &str) -> (DeTable<'_>, Vec<toml::de::Error>) {
+    let (table, mut errors) = if text.len() <= RECOVERABLE_BYTES_MAX {
         DeTable::parse_recoverable(text)
     } else {
         DeTable::parse(text)
             .map_or_else(|e| (toml::Spanned::new(0..0, DeTable::new()), vec![e]), |table| (table, vec![]))
     };
-    for error in errors.into_iter().take(SYNTAX_SHOWN_MAX) {
+    errors.truncate(SYNTAX_SHOWN_MAX);
+    errors.shrink_to_fit(); // those of every file wait for each other
+    (table.into_inner(), errors)
+}
+
+/// Notes what is wrong with the syntax of a file.
+fn note(file: usize, errors: &[toml::de::Error], findings: &Findings<'_>) {
+    for error in errors {
         let span = error.span().unwrap_or(0..0);
         let spot = Spot { file, offset: Some(span.start) };
-        match (error.message(), text.get(span)) {
+        match (error.message(), findings.sources[file].text.get(span)) {
             ("duplicate key", Some(key)) => findings.add(spot, Nature::Unread, "check-twice", &[("key", key.into())]),
             (detail, _) => findings.add(spot, Nature::Unread, "check-syntax", &[("detail", detail.into())]),
         }
     }
-    table.into_inner()
 }
 
 /// All files as one.
@@ -128,7 +146,7 @@ impl<'a> Document<'a> {
     }
 }
 
-fn read(document: &Document<'_>, secrets: Secrets<'_>) -> Option<Config> {
+fn read<'a>(document: &Document<'a>, profiles: &Profiles<'a>, secrets: Secrets<'_>) -> Option<Config> {
     let gateway = center::gateway(document);
     let command_center = center::command_center(document, secrets);
     let outbox = center::outbox(document);
@@ -139,7 +157,8 @@ fn read(document: &Document<'_>, secrets: Secrets<'_>) -> Option<Config> {
 
     let mut names = Names::default();
     let report = |section: &Section<'_>, measured| report(section, report_default, measured);
-    let (modbus, mut built_in) = modbus::buses(&document.list("modbus", "[[modbus]]"), &mut names, report);
+    let buses = document.list("modbus", "[[modbus]]");
+    let (modbus, mut built_in) = modbus::buses(&buses, profiles, &mut names, report);
     let (gpio, silent) = pins::gpio(&document.list("gpio", "[[gpio]]"), &mut names, report);
     built_in.extend(silent);
     let (i2c, silent) = pins::i2c(&document.list("i2c", "[[i2c]]"), &mut names, report);

@@ -11,6 +11,7 @@ use std::path::{Component, Path};
 use super::{
     Link, Parity, SerialLine,
     document::Node,
+    problem::Word,
     units::{self, UrlError},
 };
 
@@ -74,6 +75,27 @@ pub(super) fn converter(node: Node<'_>, text: &str) -> Option<Link> {
         Err(UrlError::Login) => node.wrong("check-url-login", &[]),
         Err(UrlError::Shape) => node.wrong("check-url", &[value(), example]),
     }
+}
+
+/// How a device's line is set when it is new, written as a table.
+pub(super) fn line(node: Node<'_>) -> Option<SerialLine> {
+    let section = node.section("serial")?;
+    let bauds = |node: Node<'_>| {
+        let baud = node.integer(0..=u32::MAX)?;
+        let known = BAUDS.iter().any(|(_, known)| *known == baud);
+        if known {
+            return Some(baud);
+        }
+        let words: Vec<&str> = BAUDS.iter().map(|(word, _)| *word).collect();
+        node.wrong("check-choice", &[("value", baud.to_string().into()), ("choices", Word::Verbatim(words.join(", ")))])
+    };
+    let line = SerialLine {
+        baud: section.or("baud", DEFAULT.baud, bauds),
+        parity: section.or("parity", DEFAULT.parity, |node| node.choice(&PARITIES, &[])),
+        stop_bits: section.or("stop", DEFAULT.stop_bits, |node| node.integer(1..=2)),
+    };
+    section.finish();
+    Some(line)
 }
 
 /// Splits off the parameters and reads them; none if one is wrong, after all of them have been looked at.

@@ -12,11 +12,13 @@ pub(crate) mod island;
 pub(crate) mod ledger;
 pub(crate) mod load;
 pub(crate) mod mqtt;
+pub(crate) mod node;
 pub(crate) mod park;
 pub(crate) mod plc;
 pub(crate) mod proxy;
 pub(crate) mod serial;
 pub(crate) mod toml;
+pub(crate) mod wire;
 pub(crate) mod witnesses;
 
 use std::{

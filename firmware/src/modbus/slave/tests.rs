@@ -184,6 +184,7 @@ fn it_counts_what_passes() {
 /// The promise on a noisy line: whatever comes, nothing is said or done without a right checksum. One in 65,536 random
 /// frames has one by chance; those are counted apart. Noise is random bytes, and real requests with some bytes changed.
 #[test]
+#[expect(clippy::print_stderr, reason = "says how many frames were right by chance")]
 fn noise_gets_no_answer() {
     const FRAMES: u32 = 300_000;
     let mut rng = TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha);

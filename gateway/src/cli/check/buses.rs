@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde_json::{Value as Json, json};
 
 use crate::{
-    config::{Bus, Device, Link, SerialLine, units},
+    config::{Bus, Device, Link, Profile, SerialLine, units},
     source::modbus::{
         plan,
         timing::{Medium, ROUND_TRIP, TURNAROUND},
@@ -52,8 +52,11 @@ impl<'a> DevicePlan<'a> {
     }
 
     fn json(&self) -> Json {
-        let Device { name, unit, poll, points, .. } = self.device;
-        json!({"name": name, "unit": unit, "poll_ms": poll.as_millis() as u64, "points": points.len(),
+        let Device { name, unit, poll, points, profile, .. } = self.device;
+        let profile = profile.as_deref().map(|Profile { name, version, title, source, file, .. }| {
+            json!({"name": name, "version": version, "title": title, "source": source, "file": file})
+        });
+        json!({"name": name, "unit": unit, "profile": profile, "poll_ms": poll.as_millis() as u64, "points": points.len(),
                "requests": self.requests, "cycle_ms": up_to_ms(self.cycle), "busy_percent": self.busy_percent()})
     }
 }
@@ -100,6 +103,20 @@ impl<'a> BusPlan<'a> {
         units
     }
 
+    /// Profiles whose devices come set to another line than this one, with the devices.
+    fn differently_set(&self) -> BTreeMap<(&str, String), Vec<&str>> {
+        let mut found: BTreeMap<_, Vec<&str>> = BTreeMap::new();
+        for DevicePlan { device, .. } in &self.devices {
+            let Some(profile) = &device.profile else { continue };
+            if let (Some(line), Some(set)) = (self.line(), profile.serial)
+                && line != set
+            {
+                found.entry((profile.name.as_str(), set.to_string())).or_default().push(device.name.as_str());
+            }
+        }
+        found
+    }
+
     pub(super) fn json(&self) -> Json {
         json!({"name": self.bus.name, "url": self.bus.link.to_string(), "line": self.line().map(|line| line.to_string()),
                "requests": self.requests(), "cycle_ms": up_to_ms(self.cycle()), "busy_percent": self.busy_percent(),
@@ -115,7 +132,7 @@ impl<'a> BusPlan<'a> {
         }
         say(0, "check-plan-bus", &[("name", self.bus.name.as_str().into()), ("url", at.into())]);
         for DevicePlan { device, requests, cycle, .. } in &self.devices {
-            let args = [
+            let mut args = vec![
                 ("name", device.name.as_str().into()),
                 ("unit", device.unit.to_string().into()),
                 ("points", device.points.len().into()),
@@ -123,7 +140,16 @@ impl<'a> BusPlan<'a> {
                 ("poll", units::show_duration(device.poll).into()),
                 ("cycle", up_to_ms(*cycle).to_string().into()),
             ];
-            say(2, "check-plan-device", &args);
+            let Some(profile) = &device.profile else {
+                say(2, "check-plan-device", &args);
+                continue;
+            };
+            args.push(("profile", profile.name.as_str().into()));
+            args.push(("version", profile.version.to_string().into()));
+            say(2, "check-plan-device-profile", &args);
+            if let Some(file) = &profile.file {
+                say(4, "check-plan-profile-file", &[("path", file.display().to_string().into())]);
+            }
         }
         let busy = self.busy_percent();
         let args = [
@@ -155,6 +181,16 @@ impl<'a> BusPlan<'a> {
             if ["/dev/ttyUSB", "/dev/ttyACM"].iter().any(|start| shown.starts_with(start)) {
                 say(2, "check-plan-port", &[("path", shown.into())]);
             }
+        }
+        for ((profile, set), devices) in self.differently_set() {
+            let line = self.line().map(|line| line.to_string()).unwrap_or_default();
+            let args = [
+                ("devices", devices.join(", ").into()),
+                ("profile", profile.into()),
+                ("set", set.into()),
+                ("line", line.into()),
+            ];
+            say(2, "check-plan-serial", &args);
         }
         for (unit, devices) in self.shared_units() {
             say(2, "check-plan-unit", &[("unit", unit.to_string().into()), ("devices", devices.join(", ").into())]);

@@ -245,7 +245,7 @@ mod tests {
         let name = segment(&value["name"]);
         let points = value["point"].as_array().expect("points").iter().map(|p| point(&name, p)).collect();
         let unit = value["unit"].as_integer().and_then(|n| n.try_into().ok()).expect("a unit");
-        Device { name, unit, poll: Duration::from_millis(50), missed_polls: 3, points }
+        Device { name, unit, poll: Duration::from_millis(50), missed_polls: 3, profile: None, points }
     }
 
     fn point(device: &Segment, value: &toml::Value) -> Point {

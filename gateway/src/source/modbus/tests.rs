@@ -65,7 +65,7 @@ pub(super) fn device(unit: u8, mut points: Vec<Point>) -> Device {
         let rest = point.id.as_str().split_once('/').expect("two segments").1.to_owned();
         point.id = PointId::parse(&format!("{name}/{rest}")).expect("a point");
     }
-    Device { name, unit, poll: Duration::from_millis(50), missed_polls: 3, points }
+    Device { name, unit, poll: Duration::from_millis(50), missed_polls: 3, profile: None, points }
 }
 
 /// What every register holds: its address and its unit, told apart from all others.

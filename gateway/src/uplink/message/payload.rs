@@ -1,6 +1,6 @@
 //! The types of everything published (DESIGN.md §5.1, §5.2): the order of keys on the wire is the order of the fields here.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::Serialize;
 
@@ -317,6 +317,9 @@ pub struct Backlog {
 pub struct DeviceDescription {
     /// Its name.
     pub device: Segment,
+    /// What kind of device it is, if a profile says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<Arc<str>>,
     /// Its points, by name.
     pub points: Vec<PointDescription>,
 }
@@ -354,10 +357,17 @@ impl DeviceDescription {
                 device.points.push(point);
             } else {
                 let device = Segment::parse(name).expect("the first segment of a point is a segment");
-                devices.push(Self { device, points: vec![point] });
+                devices.push(Self { device, profile: None, points: vec![point] });
             }
         }
+        let profiles = config
+            .modbus
+            .iter()
+            .flat_map(|bus| &bus.devices)
+            .filter_map(|device| Some((device.name.as_str(), device.profile.as_ref()?.name.as_str())));
+        let profiles: BTreeMap<&str, &str> = profiles.collect();
         for device in &mut devices {
+            device.profile = profiles.get(device.device.as_str()).map(|name| Arc::from(*name));
             device.points.sort_by(|a, b| a.point.cmp(&b.point));
             device.points.dedup_by(|a, b| a.point == b.point);
         }

@@ -5,6 +5,7 @@ use serde_json::{Value as Json, json};
 use super::*;
 use crate::{
     alarm::{AlarmId, Severity, Texts, Transition},
+    config,
     reading::{PointId, Quality, Reason, Value},
     record::{Batch, CommandResult, Epoch, Lane, LastKnown, LossReason, Refused, Sample, StartReason, StreamEvent},
 };
@@ -224,13 +225,34 @@ fn telemetry_is_a_batch_of_one_device_with_a_time_for_each_reading() {
 }
 
 #[test]
+fn a_description_names_the_profile_of_its_device() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("gardu.toml");
+    let text = "[gateway]\nid = 'taman'\n[command_center]\nurls = ['mqtt://a']\n[[modbus]]\nname = 'b'\nurl = 'tcp://a'\n\
+                device = [{ name = 'climate', unit = 1, profile = 'xy-md02' }, \
+                { name = 'panel', unit = 2, point = [{ name = 'door', register = 'coil:0' }] }]\n";
+    std::fs::write(&path, text).expect("a file");
+    let config = config::load(&path, config::Need::All).unwrap_or_else(|problems| panic!("{problems}"));
+    let described = DeviceDescription::all(&config);
+    let profiles: Vec<_> = described.iter().map(|d| (d.device.as_str(), d.profile.as_deref())).collect();
+    assert_eq!(profiles, [("climate", Some("xy-md02")), ("panel", None)]);
+    described.iter().for_each(|description| keeps_contract(&device(&about(), description)));
+    let frozen: Json =
+        serde_json::from_str(include_str!("../../../../tests/wire/v1/device-profile.json")).expect("JSON");
+    assert_eq!(serde_json::to_value(&described[0]).expect("JSON"), frozen["payload"]);
+}
+
+#[test]
 fn a_description_never_exceeds_the_largest_payload() {
     let points = (0..2_000).map(|i| PointDescription {
         point: PointId::parse(&format!("panel/{i:060}")).expect("a point"),
         unit: Some("kWh".into()),
     });
-    let description =
-        DeviceDescription { device: Segment::parse("panel").expect("a segment"), points: points.collect() };
+    let description = DeviceDescription {
+        device: Segment::parse("panel").expect("a segment"),
+        profile: None,
+        points: points.collect(),
+    };
     let message = device(&about(), &description);
     assert_eq!(message.topic, "gardu/v1/taman-elektrik-01/device/panel");
     keeps_contract(&message);

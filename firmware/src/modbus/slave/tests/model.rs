@@ -131,14 +131,14 @@ impl Model {
                 let count = quantity(2, 2_000)?;
                 let table = if function == 1 { &self.tables.coils } else { &self.tables.discretes };
                 let bits = table.get(word(0)..word(0) + count).ok_or(2)?;
-                Ok(with_length(pack(bits)))
+                Ok(with_length(&pack(bits)))
             }
             3 | 4 => {
                 expect(4)?;
                 let count = quantity(2, 125)?;
                 let table = if function == 3 { &self.tables.holding } else { &self.tables.inputs };
                 let words = table.get(word(0)..word(0) + count).ok_or(2)?;
-                Ok(with_length(words.iter().flat_map(|word| word.to_be_bytes()).collect()))
+                Ok(with_length(&to_bytes(words)))
             }
             5 => {
                 expect(4)?;
@@ -184,7 +184,7 @@ impl Model {
                 let range = word(0)..word(0) + read;
                 self.tables.holding.get(range.clone()).ok_or(2)?;
                 self.write(word(4), &data[9..])?;
-                Ok(with_length(self.tables.holding[range].iter().flat_map(|word| word.to_be_bytes()).collect()))
+                Ok(with_length(&to_bytes(&self.tables.holding[range])))
             }
             _ => Err(1),
         }
@@ -201,12 +201,16 @@ impl Model {
     }
 }
 
+fn to_bytes(words: &[u16]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_be_bytes()).collect()
+}
+
 fn pack(bits: &[bool]) -> Vec<u8> {
     bits.chunks(8).map(|eight| eight.iter().rev().fold(0, |byte, bit| byte << 1 | u8::from(*bit))).collect()
 }
 
-fn with_length(bytes: Vec<u8>) -> Vec<u8> {
-    [&[bytes.len() as u8], &bytes[..]].concat()
+fn with_length(bytes: &[u8]) -> Vec<u8> {
+    [&[bytes.len() as u8], bytes].concat()
 }
 
 /// Frames as a master, a mistaken one, and a noisy line send them. Functions 8 and 43 have no part in it.
@@ -246,5 +250,5 @@ pub(super) fn request(unit: u8) -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn words(function: u8, words: &[u16]) -> Vec<u8> {
-    [vec![function], words.iter().flat_map(|word| word.to_be_bytes()).collect()].concat()
+    [vec![function], to_bytes(words)].concat()
 }

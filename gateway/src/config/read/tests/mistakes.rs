@@ -260,7 +260,6 @@ fn a_subscription_names_its_points() {
 fn what_a_later_version_understands_is_refused_not_ignored() {
     check_all(&[
         "[http]\ntls_cert_file = «later»'a'\ntls_key_file = «later»'b'",
-        "[[modbus]]\nname = 'a'\nurl = 'tcp://a'\n[[modbus.device]]\nname = 'd'\nunit = 1\nprofile = «later»'eastron-sdm120'",
         &point("name = 'a'\nregister = 'coil:0'\nwritable = «later»true"),
         &point("name = 'a'\nregister = 'coil:0'\nwritable = false"),
         &subscription("topic = 'frigate/reviews'\nformat = «later-value»'frigate'"),
