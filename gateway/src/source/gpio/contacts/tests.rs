@@ -86,6 +86,16 @@ fn a_thousand_presses_of_50_ms_that_nobody_looked_at_are_all_counted() {
 }
 
 #[test]
+fn who_only_looked_at_the_levels_would_miss_them_all() {
+    let mut contacts = at_rest();
+    for second in 1..=100 {
+        contacts.levels(&[true, false], at(second * 1_000));
+        contacts.settle(at(second * 1_000));
+    }
+    assert_eq!(spell(&contacts.changed(NOW)), "");
+}
+
+#[test]
 fn bouncing_is_one_event_and_what_is_too_short_is_none() {
     let mut contacts = at_rest();
     // bounces in, rests from 105 to 200, bounces out
