@@ -99,6 +99,16 @@ impl Clock {
         &self.boot
     }
 
+    /// Microseconds of `CLOCK_MONOTONIC`, by which the kernel stamps the edges of GPIO lines: only for comparing with them, and
+    /// for spans below a millisecond.
+    #[must_use]
+    pub fn kernel_us(&self) -> u64 {
+        match &self.source {
+            Source::System => micros(clock_gettime(ClockId::Monotonic)),
+            Source::Manual(_) => self.now().mono_ms.saturating_mul(1_000),
+        }
+    }
+
     /// This moment.
     #[must_use]
     pub fn now(&self) -> Now {
@@ -115,6 +125,11 @@ impl Clock {
             Source::Manual(cell) => *cell.lock().expect("no panic while the clock is held"),
         }
     }
+}
+
+fn micros(t: rustix::time::Timespec) -> u64 {
+    let micros = t.tv_sec.saturating_mul(1_000_000).saturating_add(t.tv_nsec / 1_000);
+    u64::try_from(micros).unwrap_or(0)
 }
 
 fn millis(t: rustix::time::Timespec) -> i64 {

@@ -21,6 +21,8 @@ use crate::{
     pipeline::{INPUT_QUEUE, Input, Pipeline, Raised, core::Core},
     record::Lane,
     source::{
+        gpio::{self, GpioTask},
+        i2c::{self, I2cTask},
         modbus::bus::BusTask,
         mqtt::{self, Outlet, devices::Devices},
     },
@@ -89,6 +91,10 @@ impl Daemon {
         let ((store, recovered, committers), unusable) = open_outbox(&mut config, &board, &handles)?;
         for (bus, device) in config.modbus.iter().flat_map(|bus| bus.devices.iter().map(move |device| (bus, device))) {
             board.set_device(DeviceUpdate::unheard(device.name.clone(), bus.name.as_str()));
+        }
+        let chips = config.gpio.iter().map(|gpio| (&gpio.name, &gpio.chip));
+        for (device, file) in chips.chain(config.i2c.iter().map(|device| (&device.name, &device.bus))) {
+            board.set_device(DeviceUpdate::unheard(device.clone(), &file.to_string_lossy()));
         }
         board.set_lanes(Lane::ALL.map(|lane| (lane, store.head(lane))));
         let space = store.space();
@@ -271,7 +277,7 @@ fn watch_storage(
     supervisor.task("flash", flash.run(handles.shutdown.clone()));
 }
 
-/// One task a bus and one an MQTT input.
+/// One task a bus and one an MQTT input, and one thread a chip on the gateway's own pins.
 fn sources(config: Config, readings: &mpsc::Sender<Input>, handles: &Handles, supervisor: &mut Supervisor) {
     let Handles { clock, metrics, pulse, shutdown } = handles;
     let devices = Devices::of(&config);
@@ -280,6 +286,23 @@ fn sources(config: Config, readings: &mpsc::Sender<Input>, handles: &Handles, su
         let beat = pulse.stage(name.as_str());
         let task = BusTask::new(bus, clock.clone(), metrics.clone(), beat, shutdown.clone(), readings.clone());
         supervisor.task(name, task.run());
+    }
+    let runtime = tokio::runtime::Handle::current();
+    for gpio in config.gpio {
+        let (name, header) = (format!("gpio {}", gpio.name), gpio::Header(gpio.clone()));
+        let beat = pulse.stage(name.as_str());
+        let (metrics, output) = (metrics.clone(), readings.clone());
+        let task = GpioTask::new(gpio, header, clock.clone(), metrics, beat, shutdown.clone(), output);
+        let runtime = runtime.clone();
+        supervisor.thread(name, move || runtime.block_on(task.run()));
+    }
+    for device in config.i2c {
+        let name = format!("i2c {}", device.name);
+        let beat = pulse.stage(name.as_str());
+        let (metrics, output) = (metrics.clone(), readings.clone());
+        let task = I2cTask::new(device, i2c::open, clock.clone(), metrics, beat, shutdown.clone(), output);
+        let runtime = runtime.clone();
+        supervisor.thread(name, move || runtime.block_on(task.run()));
     }
     for input in config.mqtt {
         let name = format!("mqtt {}", input.name);

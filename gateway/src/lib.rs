@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! sources ──Reading──> pipeline (alarm engine) ──commit──> store ──> uplink ──> command center
-//! modbus, mqtt             ^ one owner task       sled, synced   QoS 1, window      │
+//! modbus, mqtt, gpio, i2c  ^ one owner task       sled, synced   QoS 1, window      │
 //!                          └───────────────────── commands (ack, reset …) ──────────┘
 //! ```
 //!

@@ -20,6 +20,7 @@ mod network;
 mod node;
 mod operation;
 mod outbox;
+mod pins;
 mod points;
 mod power;
 mod rollback;

@@ -117,6 +117,14 @@ check-scale = `{ $key }` must not be 0; write a factor such as 0.1
 check-range-order = `{ $key }` must go from the lower to the higher value, for example [0.0, 100.0]
 check-range-two = `{ $key }` must hold two numbers, for example [0.0, 100.0]
 
+# The gateway's own pins
+check-no-contacts = { $section } has no contact; add a [[gpio.contact]]
+check-line-taken = this line is already used at { $place }; one line has one contact
+check-chip-taken = this chip on this bus is already written at { $place }; a bus can have one of them
+check-no-inputs = { $section } has no point; add a [[i2c.point]] for each input that is connected
+check-transformer = `{ $key }` is only for a point with input = "line-current"; add that or remove this key
+check-device-file = `{ $value }` is not a device file for `{ $key }`; write its full path, for example "{ $example }"
+
 # Profiles
 check-profile-name = `{ $name }` is not the name of a profile; write it as its file is called, without .toml: a-z, 0-9, `.`, `_` and `-`, no folder
 check-profile-near = there is no profile `{ $name }`, neither { $path } nor one that is part of Gardu; did you mean `{ $near }`?
@@ -147,7 +155,7 @@ check-deadband-type = `{ $key }` means nothing for bool and string; remove it
 # Alarms
 check-pattern = `{ $value }` is neither a point nor a pattern; write it like "panel/door" or "+/intrusion/#"
 check-point-near = there is no point `{ $value }`; did you mean `{ $near }`?
-check-point = there is no point `{ $value }`; add it to a [[modbus]] or [[mqtt]], or correct its name
+check-point = there is no point `{ $value }`; add it to a [[modbus]], [[gpio]], [[i2c]] or [[mqtt]], or correct its name
 check-pattern-nothing = no point fits the pattern `{ $value }`; correct it
 check-when-empty = `{ $key }` has no condition; write one of: is, above, below, increments, stale or bad
 check-when-one = `{ $key }` has several conditions; write one (above and below may stand together), and make the others alarms of their own
@@ -186,6 +194,8 @@ check-plan-serial = hint: { $devices }: devices of profile { $profile } come set
 check-plan-unit = hint: { $devices } are the same unit { $unit }; on a serial line a late answer to one can be taken for the other's: write them as one device
 check-plan-assumed-trip = assumed: { $ms } ms for one Modbus TCP request
 check-plan-assumed-line = assumed on a serial line: devices begin to answer after { $turnaround } ms, a converter takes { $network } ms more
+check-plan-gpio = Contacts { $name } ({ $at }): contacts { $count }, levels looked at each { $poll }
+check-plan-i2c = Sensor { $name } ({ $at }): points { $count }, measured each { $poll }
 check-plan-mqtt = MQTT { $name }: subscriptions { $count } at { $at }
 check-plan-mqtt-listen = MQTT { $name }: subscriptions { $count }, devices publish to { $at }
 check-plan-points = Points: { $points }

@@ -117,6 +117,14 @@ check-scale = `{ $key }` tidak boleh 0; tulis pengali seperti 0.1
 check-range-order = `{ $key }` harus dari nilai rendah ke nilai tinggi, misalnya [0.0, 100.0]
 check-range-two = `{ $key }` harus berisi dua bilangan, misalnya [0.0, 100.0]
 
+# Pin gateway sendiri
+check-no-contacts = { $section } tidak memiliki kontak; tambahkan [[gpio.contact]]
+check-line-taken = jalur ini sudah dipakai di { $place }; satu jalur untuk satu kontak
+check-chip-taken = cip ini di bus ini sudah ditulis di { $place }; satu bus hanya dapat memuat satu cip seperti ini
+check-no-inputs = { $section } tidak memiliki titik; tambahkan [[i2c.point]] untuk setiap masukan yang terpasang
+check-transformer = `{ $key }` hanya untuk titik dengan input = "line-current"; tambahkan titik itu, atau hapus kunci ini
+check-device-file = `{ $value }` bukan berkas perangkat untuk `{ $key }`; tulis path lengkapnya, misalnya "{ $example }"
+
 # Profil
 check-profile-name = `{ $name }` bukan nama profil; tulis seperti nama berkasnya tanpa .toml: a-z, 0-9, `.`, `_` dan `-`, tanpa folder
 check-profile-near = profil `{ $name }` tidak ada, baik { $path } maupun bawaan Gardu; mungkin maksudnya `{ $near }`
@@ -147,7 +155,7 @@ check-deadband-type = `{ $key }` tidak berarti untuk bool dan string; hapus kunc
 # Alarm
 check-pattern = `{ $value }` bukan titik maupun pola; tulis seperti "panel/door" atau "+/intrusion/#"
 check-point-near = titik `{ $value }` tidak ada; mungkin maksudnya `{ $near }`
-check-point = titik `{ $value }` tidak ada; tambahkan titik itu pada [[modbus]] atau [[mqtt]], atau perbaiki namanya
+check-point = titik `{ $value }` tidak ada; tambahkan titik itu pada [[modbus]], [[gpio]], [[i2c]] atau [[mqtt]], atau perbaiki namanya
 check-pattern-nothing = tidak ada titik yang cocok dengan pola `{ $value }`; perbaiki polanya
 check-when-empty = `{ $key }` tidak berisi syarat; tulis salah satu: is, above, below, increments, stale atau bad
 check-when-one = `{ $key }` berisi beberapa syarat; tulis satu saja (above dan below boleh bersama), yang lain menjadi alarm tersendiri
@@ -183,6 +191,8 @@ check-plan-serial = saran: { $devices }: perangkat dengan profil { $profile } ba
 check-plan-unit = saran: { $devices } adalah unit { $unit } yang sama; di kabel serial jawaban yang terlambat bisa tertukar di antara keduanya: tulis sebagai satu perangkat
 check-plan-assumed-trip = anggapan: { $ms } ms untuk satu permintaan Modbus TCP
 check-plan-assumed-line = anggapan untuk kabel serial: perangkat mulai menjawab setelah { $turnaround } ms, lewat konverter { $network } ms lebih lama
+check-plan-gpio = Kontak { $name } ({ $at }): { $count } kontak, diperiksa tiap { $poll }
+check-plan-i2c = Sensor { $name } ({ $at }): { $count } titik, diukur tiap { $poll }
 check-plan-mqtt = MQTT { $name }: { $count } langganan di { $at }
 check-plan-mqtt-listen = MQTT { $name }: { $count } langganan, menerima perangkat di { $at }
 check-plan-points = Titik: { $points }

@@ -13,8 +13,8 @@ use self::buses::BusPlan;
 use super::{Form, exit};
 use crate::{
     config::{
-        self, BrokerUrl, Config, Endpoint, Language, Login, Need, Problems, Report, Scheme, Subscription,
-        TemplateSegment, units,
+        self, BrokerUrl, Config, Endpoint, Gpio, I2cDevice, Language, Login, Need, Problems, Report, Scheme,
+        Subscription, TemplateSegment, units,
     },
     source::modbus::timing::{ROUND_TRIP, TURNAROUND},
     text,
@@ -90,10 +90,23 @@ impl<'a> Plan<'a> {
         let subscriptions = || config.mqtt.iter().flat_map(|input| &input.subscriptions);
         let open = subscriptions().filter(|s| is_open(s)).count();
         let fixed = subscriptions().count() - open;
-        let points = fixed + config.modbus.iter().flat_map(|bus| &bus.devices).map(|d| d.points.len()).sum::<usize>();
+        let points = fixed + wired(config).count();
         let buses = config.modbus.iter().map(BusPlan::of).collect();
         Self { buses, points, open, month_bytes: month_bytes(config) }
     }
+}
+
+/// Every point of a bus or of the gateway's own pins: its device, and how it is reported.
+fn wired(config: &Config) -> impl Iterator<Item = (&str, Report)> {
+    let modbus = config.modbus.iter().flat_map(|bus| &bus.devices);
+    let modbus = modbus.flat_map(|device| device.points.iter().map(|point| (device.name.as_str(), point.report)));
+    // A contact has its state and its counter.
+    let twice = |gpio: &Gpio| gpio.contacts.iter().flat_map(|contact| [contact.report; 2]).collect::<Vec<_>>();
+    let gpio =
+        config.gpio.iter().flat_map(move |gpio| twice(gpio).into_iter().map(|report| (gpio.name.as_str(), report)));
+    let i2c = config.i2c.iter();
+    let i2c = i2c.flat_map(|device| device.points.iter().map(|point| (device.name.as_str(), point.report)));
+    modbus.chain(gpio).chain(i2c)
 }
 
 /// Addresses that a login travels to unencrypted, each with the text that says so.
@@ -123,8 +136,6 @@ fn is_open(subscription: &Subscription) -> bool {
 
 /// Telemetry of known points, the status, and nothing for alarms: they are few, or the bill is the least of it.
 fn month_bytes(config: &Config) -> u64 {
-    let modbus = config.modbus.iter().flat_map(|bus| &bus.devices);
-    let modbus = modbus.flat_map(|device| device.points.iter().map(|point| (device.name.as_str(), point.report)));
     let mqtt = config.mqtt.iter().flat_map(|input| &input.subscriptions).filter(|s| !is_open(s));
     let mqtt = mqtt.filter_map(|s| match s.point.0.first() {
         Some(TemplateSegment::Exactly(device)) => Some((device.as_str(), s.report)),
@@ -132,7 +143,7 @@ fn month_bytes(config: &Config) -> u64 {
     });
     let mut on_interval: BTreeMap<&str, u64> = BTreeMap::new();
     let mut on_change = 0;
-    for (device, report) in modbus.chain(mqtt) {
+    for (device, report) in wired(config).chain(mqtt) {
         match report {
             Report::Interval => *on_interval.entry(device).or_default() += 1,
             Report::Change { .. } => on_change += 1,
@@ -152,12 +163,16 @@ const fn times(every: Duration) -> u64 {
 }
 
 fn plan_json(config: &Config, plan: &Plan<'_>) -> Json {
+    let gpio = |gpio: &Gpio| json!({"name": gpio.name, "chip": gpio.chip, "contacts": gpio.contacts.len(), "poll_ms": gpio.poll.as_millis() as u64});
+    let i2c = |device: &I2cDevice| json!({"name": device.name, "bus": device.bus, "points": device.points.len(), "poll_ms": device.poll.as_millis() as u64});
     let input = |input: &config::MqttInput| json!({"name": input.name, "subscriptions": input.subscriptions.len()});
     json!({
         "ok": true,
         "gateway": config.gateway.id,
         "config": config.fingerprint,
         "buses": plan.buses.iter().map(BusPlan::json).collect::<Vec<_>>(),
+        "gpio": config.gpio.iter().map(gpio).collect::<Vec<_>>(),
+        "i2c": config.i2c.iter().map(i2c).collect::<Vec<_>>(),
         "mqtt": config.mqtt.iter().map(input).collect::<Vec<_>>(),
         "points": plan.points,
         "unencrypted": exposed(config).into_iter().map(|(_, at)| at).collect::<Vec<_>>(),
@@ -186,6 +201,16 @@ fn plan_text(config: &Config, plan: &Plan<'_>, language: Language) -> String {
         bus.text(&mut say);
     }
     buses::assumed(&plan.buses, &mut say);
+    let mut pins = |key, name: &str, file: &Path, count: usize, poll| {
+        let (at, poll) = (file.display().to_string(), units::show_duration(poll));
+        say(0, key, &[("name", name.into()), ("at", at.into()), ("count", count.into()), ("poll", poll.into())]);
+    };
+    for Gpio { name, chip, contacts, poll, .. } in &config.gpio {
+        pins("check-plan-gpio", name.as_str(), chip, contacts.len(), *poll);
+    }
+    for I2cDevice { name, bus, points, poll, .. } in &config.i2c {
+        pins("check-plan-i2c", name.as_str(), bus, points.len(), *poll);
+    }
     for input in &config.mqtt {
         let at = match &input.endpoint {
             Endpoint::Broker { url, .. } => url.to_string(),
@@ -285,6 +310,25 @@ Telemetry data a month: about 22.7 MB
         let (indonesian, ..) = checked("1s", Language::Indonesian, Form::Text);
         assert_eq!(indonesian.lines().count(), english.lines().count());
         assert!(indonesian.contains("panel, unit 7: 2 titik, 2 permintaan tiap 1s, sekitar 10 ms"), "{indonesian}");
+    }
+
+    #[test]
+    fn what_hangs_on_the_gateways_own_pins_is_in_the_plan() {
+        let pins = "[[gpio]]\nname = 'header'\nchip = '/dev/gpiochip0'\ncontact = [{ name = 'door', line = 17 }]\n\
+                    [[i2c]]\nname = 'air'\nbus = '/dev/i2c-1'\nchip = 'sht4x'\n";
+        let base = text("tcp://10.0.0.5", "1s", "");
+        let (plan, ..) = checked_text(&format!("{base}{pins}"), Language::English, Form::Text);
+        let lines = [
+            "Contacts header (/dev/gpiochip0): contacts 1, levels looked at each 1s",
+            "Sensor air (/dev/i2c-1): points 2, measured each 10s",
+            "Points: 6",
+        ];
+        assert!(lines.iter().all(|line| plan.lines().any(|said| said == *line)), "{plan}");
+        let (plan, ..) = checked_text(&format!("{base}{pins}"), Language::Indonesian, Form::Text);
+        assert!(plan.contains("Kontak header (/dev/gpiochip0): 1 kontak, diperiksa tiap 1s"), "{plan}");
+        let (json, ..) = checked_text(&format!("{base}{pins}"), Language::English, Form::Json);
+        let json: Json = serde_json::from_str(&json).expect("JSON");
+        assert_eq!((&json["gpio"][0]["contacts"], &json["i2c"][0]["points"]), (&1.into(), &2.into()));
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod language;
 mod modbus;
 mod mqtt;
 mod names;
+mod pins;
 pub mod points;
 pub mod problem;
 mod profile;
@@ -46,6 +47,10 @@ pub struct Config {
     pub modbus: Vec<Bus>,
     /// The MQTT inputs.
     pub mqtt: Vec<MqttInput>,
+    /// Contacts on the gateway's own header, a device a chip.
+    pub gpio: Vec<Gpio>,
+    /// Sensors on its own I2C buses.
+    pub i2c: Vec<I2cDevice>,
     /// Every rule, the built-in ones (`communication`, `stale`) included.
     pub rules: Vec<Rule>,
     /// How readings are reported.
@@ -479,6 +484,134 @@ pub enum Endpoint {
         /// With TLS, if it has certificates.
         tls: Option<ListenTls>,
     },
+}
+
+/// A GPIO chip and the contacts wired to it: one device.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gpio {
+    /// Its name: the first segment of its points.
+    pub name: Segment,
+    /// The chip's device file.
+    pub chip: PathBuf,
+    /// Time between two looks at the levels; edges in between are not missed.
+    pub poll: Duration,
+    /// Missed polls after which `{device}/communication` is raised.
+    pub missed_polls: u32,
+    /// At least one.
+    pub contacts: Vec<GpioContact>,
+}
+
+/// A dry contact between a line and ground.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GpioContact {
+    /// Whether it is active.
+    pub state: PointId,
+    /// How often it became active, modulo 65536.
+    pub events: PointId,
+    /// The number of the line on its chip.
+    pub line: u32,
+    /// Which level counts as active.
+    pub active: Level,
+    /// What holds an open line.
+    pub bias: Bias,
+    /// How long a level must rest before it counts.
+    pub debounce: Duration,
+    /// How both points are reported as telemetry.
+    pub report: Report,
+}
+
+/// A level of a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// Ground: the contact is closed.
+    Low,
+    /// The contact is open, or something drives the line.
+    High,
+}
+
+impl Level {
+    /// Whether a line is at this level.
+    #[must_use]
+    pub const fn is(self, high: bool) -> bool {
+        matches!(self, Self::High) == high
+    }
+}
+
+/// The resistor inside the chip that holds a line nobody drives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bias {
+    /// To the supply.
+    PullUp,
+    /// To ground.
+    PullDown,
+    /// None.
+    None,
+}
+
+/// A chip on an I2C bus: one device.
+#[derive(Debug, Clone, PartialEq)]
+pub struct I2cDevice {
+    /// Its name: the first segment of its points.
+    pub name: Segment,
+    /// The bus's device file.
+    pub bus: PathBuf,
+    /// What it is.
+    pub chip: I2cChip,
+    /// Time between two polls.
+    pub poll: Duration,
+    /// Missed polls after which `{device}/communication` is raised.
+    pub missed_polls: u32,
+    /// Primary current that gives 1 V behind the current transformer, in amperes; 0 where there is none.
+    pub transformer_a: u16,
+    /// Its points; at least one.
+    pub points: Vec<I2cPoint>,
+}
+
+/// A chip that has a driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum I2cChip {
+    /// SHT4x or SHT3x, whichever answers, at 0x44.
+    Climate,
+    /// ADS1115 at 0x48.
+    Ads1115,
+}
+
+/// What a chip measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum I2cInput {
+    /// Air, in °C.
+    Temperature,
+    /// Relative, in %.
+    Humidity,
+    /// 4–20 mA, in mA.
+    Loop1,
+    /// 4–20 mA, in mA.
+    Loop2,
+    /// Through a current transformer, true RMS, in A.
+    LineCurrent,
+    /// Supply voltage, in V.
+    Supply,
+}
+
+/// One point of a chip.
+#[derive(Debug, Clone, PartialEq)]
+pub struct I2cPoint {
+    /// Its full name.
+    pub id: PointId,
+    /// What it measures.
+    pub input: I2cInput,
+    /// Multiplies what was measured.
+    pub scale: f64,
+    /// Is added after scaling.
+    pub offset: f64,
+    /// Rounds to so many decimals.
+    pub decimals: Option<u8>,
+    /// Unit for people.
+    pub unit: Option<Arc<str>>,
+    /// Lowest and highest plausible value, after scaling.
+    pub range: Option<(f64, f64)>,
+    /// How it is reported as telemetry.
+    pub report: Report,
 }
 
 /// One subscription: which messages, and how they become readings.

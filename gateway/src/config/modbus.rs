@@ -358,12 +358,8 @@ struct Numbers {
 }
 
 fn numbers(section: &Section<'_>) -> Numbers {
-    let scale = section.or("scale", 1.0, |node| match node.number()? {
-        0.0 => node.wrong("check-scale", &[]),
-        scale => Some(scale),
-    });
     Numbers {
-        scale,
+        scale: section.or("scale", 1.0, scale),
         offset: section.or("offset", 0.0, Node::number),
         decimals: section.optional("decimals", |node| node.integer(0..=10)),
         invalid: section.or("invalid", Vec::new(), |node| {
@@ -373,14 +369,27 @@ fn numbers(section: &Section<'_>) -> Numbers {
             }
             Some(items.into_iter().filter_map(Node::number).collect())
         }),
-        range: section.optional("range", |node| match node.list()?[..] {
-            [low, high] => match (low.number(), high.number()) {
-                (Some(low), Some(high)) if low < high => Some((low, high)),
-                (Some(_), Some(_)) => node.wrong("check-range-order", &[]),
-                (None, _) | (_, None) => None,
-            },
-            _ => node.wrong("check-range-two", &[]),
-        }),
+        range: section.optional("range", range),
+    }
+}
+
+/// A factor.
+pub(super) fn scale(node: Node<'_>) -> Option<f64> {
+    match node.number()? {
+        0.0 => node.wrong("check-scale", &[]),
+        scale => Some(scale),
+    }
+}
+
+/// The lowest and the highest plausible value.
+pub(super) fn range(node: Node<'_>) -> Option<(f64, f64)> {
+    match node.list()?[..] {
+        [low, high] => match (low.number(), high.number()) {
+            (Some(low), Some(high)) if low < high => Some((low, high)),
+            (Some(_), Some(_)) => node.wrong("check-range-order", &[]),
+            (None, _) | (_, None) => None,
+        },
+        _ => node.wrong("check-range-two", &[]),
     }
 }
 

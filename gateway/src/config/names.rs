@@ -29,6 +29,8 @@ pub(super) enum Says {
 pub(super) enum Owner {
     /// A Modbus bus; a device is written once.
     Modbus,
+    /// The gateway's own pins (`[[gpio]]`, `[[i2c]]`); a device is written once.
+    Pins,
     /// An MQTT input by its place in the list; its subscriptions share devices.
     Mqtt(usize),
 }
@@ -51,7 +53,7 @@ impl Names {
             return at.wrong("check-reserved", &[("name", name.as_str().into())]);
         }
         match self.devices.get(name.as_str()) {
-            Some((other, _)) if *other == owner && owner != Owner::Modbus => Some(()),
+            Some((other, _)) if *other == owner && matches!(owner, Owner::Mqtt(_)) => Some(()),
             Some((_, spot)) => {
                 clash(name.as_str(), *spot, at);
                 None
@@ -106,14 +108,14 @@ impl Names {
     }
 
     /// Whether a message may name a point of this pattern, or a device that could not be read may have it. A captured
-    /// device is never one that Modbus owns.
+    /// device is never one that a wire owns.
     fn may_come(&self, pattern: &str) -> bool {
         let device = pattern.split('/').next().unwrap_or_default();
         if self.unread.iter().any(|unread| overlap(unread, device)) {
             return true;
         }
-        let is_modbus = self.devices.get(device).is_some_and(|(owner, _)| *owner == Owner::Modbus);
-        !is_modbus && self.open.iter().any(|template| overlap(&as_pattern(template), pattern))
+        let is_wired = self.devices.get(device).is_some_and(|(owner, _)| matches!(owner, Owner::Modbus | Owner::Pins));
+        !is_wired && self.open.iter().any(|template| overlap(&as_pattern(template), pattern))
     }
 
     /// The known point that was probably meant.

@@ -1,6 +1,6 @@
 //! What the configuration says about a point: its unit and how it is reported.
 //!
-//! Modbus points are known from the start. MQTT captures name points as messages come in; those are matched against
+//! Points of Modbus and of the gateway's own pins are known from the start. MQTT captures name points as messages come in; those are matched against
 //! their subscription's template.
 
 use std::{collections::HashMap, sync::Arc};
@@ -30,9 +30,17 @@ impl Points {
     pub fn new(config: &Config) -> Self {
         let devices = config.modbus.iter().flat_map(|bus| &bus.devices);
         let points = devices.flat_map(|device| &device.points);
+        let modbus = points.map(|p| (p.id.clone(), About { unit: p.unit.clone(), report: p.report }));
+        let contacts = config.gpio.iter().flat_map(|gpio| &gpio.contacts);
+        let gpio = contacts.flat_map(|contact| {
+            let about = About { unit: None, report: contact.report };
+            [(contact.state.clone(), about.clone()), (contact.events.clone(), about)]
+        });
+        let i2c = config.i2c.iter().flat_map(|device| &device.points);
+        let i2c = i2c.map(|p| (p.id.clone(), About { unit: p.unit.clone(), report: p.report }));
         let subscriptions = config.mqtt.iter().flat_map(|input| &input.subscriptions);
         Self {
-            known: points.map(|p| (p.id.clone(), About { unit: p.unit.clone(), report: p.report })).collect(),
+            known: modbus.chain(gpio).chain(i2c).collect(),
             captured: subscriptions
                 .map(|s| (s.point.selector(), About { unit: s.unit.clone(), report: s.report }))
                 .collect(),

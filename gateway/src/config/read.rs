@@ -15,6 +15,7 @@ use super::{
     document::Section,
     files, modbus, mqtt,
     names::Names,
+    pins,
     problem::{Findings, Nature, Problems, Source, Spot},
     profile::{self, Profiles},
 };
@@ -158,6 +159,10 @@ fn read<'a>(document: &Document<'a>, profiles: &Profiles<'a>, secrets: Secrets<'
     let report = |section: &Section<'_>, measured| report(section, report_default, measured);
     let buses = document.list("modbus", "[[modbus]]");
     let (modbus, mut built_in) = modbus::buses(&buses, profiles, &mut names, report);
+    let (gpio, silent) = pins::gpio(&document.list("gpio", "[[gpio]]"), &mut names, report);
+    built_in.extend(silent);
+    let (i2c, silent) = pins::i2c(&document.list("i2c", "[[i2c]]"), &mut names, report);
+    built_in.extend(silent);
     let inputs = document.list("mqtt", "[[mqtt]]");
     let (mqtt, stale) = mqtt::inputs(&inputs, &mut names, &mut listeners, secrets, report);
     built_in.extend(stale);
@@ -190,6 +195,8 @@ fn read<'a>(document: &Document<'a>, profiles: &Profiles<'a>, secrets: Secrets<'
         http,
         modbus,
         mqtt,
+        gpio,
+        i2c,
         rules,
         telemetry,
         fingerprint,

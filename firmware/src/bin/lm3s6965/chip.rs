@@ -6,10 +6,7 @@
 use core::{cell::Cell, ptr};
 
 use embedded_hal_nb::{nb, serial};
-use gardu_node::{
-    node::TICK,
-    time::{Duration, Instant, after},
-};
+use gardu_node::time::{Duration, Instant, after};
 
 /// One register.
 #[derive(Debug, Clone, Copy)]
@@ -60,6 +57,8 @@ const TICKS_A_SECOND: u32 = 12_500_000;
 /// Ticks × 2 / 25 are microseconds.
 const TICKS_OF_TWO_MICROSECONDS: u32 = 25;
 const COUNTER_MASK: u32 = 0x00FF_FFFF;
+/// Longest sleep that is believed: no debounce time of 20 ms is missed by it.
+const LATE: Duration = Duration::millis(4);
 
 /// Microseconds since the start, from a counter of 24 bits: to be asked at least each 1.3 s.
 #[derive(Debug)]
@@ -108,14 +107,14 @@ impl Clock {
 
     /// The same, not counted. With interrupts masked none is served: it only ends the sleep.
     ///
-    /// The timer ends it after a millisecond. What is more is time in which the machine below was too busy to go on with the
-    /// emulator, whose clock runs on while it sleeps: it is none of the node's.
+    /// The timer ends it after a millisecond. What is much more is time in which the machine below was too busy to go on with
+    /// the emulator, whose clock runs on while it sleeps: it is none of the node's.
     pub(crate) fn doze(&self) {
         let from = self.now();
         cortex_m::asm::wfi();
         GPTMICR.write(1);
         NVIC_ICPR0.write(WAKES);
-        self.now_us.set(self.now().min(after(from, TICK)).ticks());
+        self.now_us.set(self.now().min(after(from, LATE)).ticks());
     }
 
     /// How much of its time it slept.

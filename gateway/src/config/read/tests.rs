@@ -39,6 +39,7 @@ const BUS: &str = "
 const SHIPPED: &str = include_str!("../../../../config/gardu.toml");
 
 mod mistakes;
+mod pins;
 mod profiles;
 mod serial;
 mod tls;
@@ -403,6 +404,7 @@ fn every_text_exists_and_is_used() {
         include_str!("../names.rs"),
         include_str!("../center.rs"),
         include_str!("../modbus.rs"),
+        include_str!("../pins.rs"),
         include_str!("../profile.rs"),
         include_str!("../serial.rs"),
         include_str!("../mqtt.rs"),

@@ -1,12 +1,12 @@
 //! Words and bits of an answer to a value, or to the reason why there is none. Pure.
 //!
-//! The steps, in this order: bytes by `order`, raw number by `type`, `invalid`, not a number, `scale` and `offset`,
-//! `decimals`, `range`.
+//! The steps, in this order: bytes by `order`, raw number by `type`, `invalid`, not a number, then [`Quantity`].
 
 use super::plan::Request;
 use crate::{
     config::{Order, Point, Type},
     reading::{Reason, Value},
+    source::quantity::Quantity,
 };
 
 /// What a device answered to one request; as long as was asked for.
@@ -76,12 +76,12 @@ fn integer(point: &Point, raw: i128) -> Result<Value, Reason> {
     if is_sentinel(point, raw) || is_sentinel(point, pattern) {
         return Err(Reason::Sentinel);
     }
-    if is_unscaled(point) {
-        let value = Value::Integer(raw);
-        return in_range(point, value);
+    let quantity = quantity(point);
+    if quantity.is_unscaled() {
+        return quantity.in_range(Value::Integer(raw));
     }
     #[expect(clippy::cast_precision_loss, reason = "a scaled number is a double; 2^53 is far above any field quantity")]
-    scaled(point, raw as f64)
+    quantity.of(raw as f64)
 }
 
 fn float(point: &Point, raw: Option<&Value>) -> Result<Value, Reason> {
@@ -89,7 +89,7 @@ fn float(point: &Point, raw: Option<&Value>) -> Result<Value, Reason> {
     if point.invalid.contains(&raw) {
         return Err(Reason::Sentinel);
     }
-    scaled(point, raw)
+    quantity(point).of(raw)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "sentinels are doubles as well: both lose the same digits")]
@@ -97,33 +97,8 @@ fn is_sentinel(point: &Point, raw: i128) -> bool {
     point.invalid.contains(&(raw as f64))
 }
 
-#[expect(clippy::float_cmp, reason = "the very defaults are meant")]
-fn is_unscaled(point: &Point) -> bool {
-    point.scale == 1.0 && point.offset == 0.0
-}
-
-fn scaled(point: &Point, raw: f64) -> Result<Value, Reason> {
-    let x = raw * point.scale + point.offset;
-    let x = match point.decimals {
-        Some(decimals) => as_written(&format!("{x:.*}", usize::from(decimals))),
-        None if is_unscaled(point) => x,
-        // 15 significant digits survive a double (DBL_DIG): 217 × 0.1 is 21.7, not 21.700000000000003.
-        None => as_written(&format!("{x:.14e}")),
-    };
-    // Adding zero turns -0 into 0, which people would take for a fault.
-    in_range(point, Value::float(x + 0.0).ok_or(Reason::NotANumber)?)
-}
-
-/// The double nearest to a decimal; NaN for what is none, such as `inf`.
-fn as_written(text: &str) -> f64 {
-    text.parse().unwrap_or(f64::NAN)
-}
-
-fn in_range(point: &Point, value: Value) -> Result<Value, Reason> {
-    match (point.range, value.as_f64()) {
-        (Some((low, high)), Some(x)) if !(low..=high).contains(&x) => Err(Reason::OutOfRange),
-        _ => Ok(value),
-    }
+const fn quantity(point: &Point) -> Quantity {
+    Quantity { scale: point.scale, offset: point.offset, decimals: point.decimals, range: point.range }
 }
 
 /// Two bytes a register, padded with NUL or space; control characters are refused, so that none reaches a terminal.

@@ -1,11 +1,6 @@
-//! What the answers to a poll say about a device and its points. Pure.
+//! What the answers to a poll say about a device and its points, request by request. Pure.
 //!
-//! A poll in which the device answered nothing is **missed**; after `missed_polls` of them in a row the device is
-//! silent and the point `{device}/communication` says so. What was not read is bad from the first missed poll on, so
-//! no old value passes for a present one.
-//!
-//! Good readings are passed on at every poll, for counters and staleness are judged by them; a bad one only when it is
-//! new or its reason changes, for a dead bus would otherwise fill the queue with what everyone knows.
+//! What of it is passed on, and when the device is silent, is [`Polled`]'s.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +12,8 @@ use super::{
 use crate::{
     clock::Now,
     config::{Device, Table},
-    reading::{PointId, Reading, Reason, Segment, Value},
+    reading::{Reading, Reason},
+    source::polled::{Change, Polled},
 };
 
 /// Modbus exceptions 2 and 3: the device has no such address, or takes no request of this length (Modbus Application
@@ -79,7 +75,7 @@ impl Trouble {
 #[derive(Debug)]
 pub struct Poller {
     device: Device,
-    communication: PointId,
+    polled: Polled<Trouble>,
     /// The plan; never empty.
     requests: Vec<Request>,
     /// Table, address and count of the requests that were ever answered.
@@ -87,13 +83,6 @@ pub struct Poller {
     /// Which request opens a poll. Moves on when nothing was answered, so that a request the device never answers does
     /// not hide the others.
     first: usize,
-    /// The reason last said of each point; none while it is good.
-    said: Vec<Option<Reason>>,
-    /// What `{device}/communication` last said.
-    silent: Option<bool>,
-    missed: u32,
-    /// The trouble that began the present run of missed polls.
-    lost: Option<Trouble>,
     poll: Poll,
 }
 
@@ -168,16 +157,12 @@ impl Poller {
     /// Nothing is known of the device yet. Its requests are planned for the medium it is on.
     #[must_use]
     pub fn new(device: Device, medium: Medium) -> Self {
-        let name = Segment::parse("communication").expect("a segment");
+        let points = device.points.iter().map(|point| point.id.clone());
         Self {
-            communication: PointId::of(&device.name, &name),
+            polled: Polled::new(&device.name, device.missed_polls, points),
             requests: plan(&device, medium),
             proven: BTreeSet::new(),
             first: 0,
-            said: vec![None; device.points.len()],
-            silent: None,
-            missed: 0,
-            lost: None,
             poll: Poll::default(),
             device,
         }
@@ -250,10 +235,7 @@ impl Poller {
     fn read(&mut self, request: &Request, answer: &Answer, now: Now) {
         for &i in &request.points {
             match decode(&self.device.points[i], request, answer) {
-                Ok(value) => {
-                    self.said[i] = None;
-                    self.poll.readings.push(Reading::good(self.device.points[i].id.clone(), value, now));
-                }
+                Ok(value) => self.polled.good(i, value, now, &mut self.poll.readings),
                 Err(reason) => {
                     self.bad(&[i], reason, now);
                 }
@@ -266,10 +248,7 @@ impl Poller {
         let mut is_new = false;
         for &i in points {
             self.poll.bad.push(reason);
-            if self.said[i].replace(reason) != Some(reason) {
-                is_new = true;
-                self.poll.readings.push(Reading::bad(self.device.points[i].id.clone(), reason, now));
-            }
+            is_new |= self.polled.bad(i, reason, now, &mut self.poll.readings);
         }
         is_new
     }
@@ -299,26 +278,12 @@ impl Poller {
 
     fn finish(&mut self, trouble: Option<Trouble>, now: Now) -> Report {
         let Poll { answered, mut readings, bad, .. } = std::mem::take(&mut self.poll);
-        let mut say = |silent| readings.push(Reading::good(self.communication.clone(), Value::Bool(silent), now));
-        let news = match trouble.filter(|_| !answered) {
-            None => {
-                if self.silent.replace(false) != Some(false) {
-                    say(false);
-                }
-                let missed = std::mem::take(&mut self.missed);
-                self.lost.take().map(|lost| News::Back { missed, lost })
-            }
-            Some(trouble) => {
-                self.missed = self.missed.saturating_add(1);
-                if self.missed >= self.device.missed_polls && self.silent.replace(true) != Some(true) {
-                    say(true);
-                }
-                let is_first = self.lost.is_none();
-                self.lost.get_or_insert(trouble);
-                is_first.then_some(News::Lost(trouble))
-            }
-        };
-        Report { readings, bad, missed: self.missed, news }
+        let change = self.polled.end(trouble.filter(|_| !answered), now, &mut readings);
+        let news = change.map(|change| match change {
+            Change::Lost(trouble) => News::Lost(trouble),
+            Change::Back { missed, lost } => News::Back { missed, lost },
+        });
+        Report { readings, bad, missed: self.polled.missed(), news }
     }
 }
 

@@ -1,5 +1,5 @@
-//! Who owns a device: one source each, so that no MQTT client can forge the readings of a Modbus device or of another
-//! input.
+//! Who owns a device: one source each, so that no MQTT client can forge the readings of a Modbus device, of the
+//! gateway's own pins or of another input.
 //!
 //! Names that the configuration spells out belong to their source from the start; a captured name belongs to the input
 //! that hears it first. The table is shared by the inputs and bounded by their tables of names.
@@ -33,6 +33,8 @@ impl Devices {
                 owners.insert(device.name.to_string(), format!("the Modbus bus `{}`", bus.name).into());
             }
         }
+        let pins = config.gpio.iter().map(|gpio| &gpio.name).chain(config.i2c.iter().map(|device| &device.name));
+        owners.extend(pins.map(|device| (device.to_string(), "the gateway's own pins".into())));
         for input in &config.mqtt {
             let templates = input.subscriptions.iter().filter_map(|subscription| subscription.point.0.first());
             for template in templates {

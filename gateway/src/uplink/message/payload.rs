@@ -340,13 +340,18 @@ impl DeviceDescription {
     pub fn all(config: &Config) -> Vec<Self> {
         let modbus = config.modbus.iter().flat_map(|bus| &bus.devices).flat_map(|device| &device.points);
         let modbus = modbus.map(|point| PointDescription { point: point.id.clone(), unit: point.unit.clone() });
+        let contacts = config.gpio.iter().flat_map(|gpio| &gpio.contacts);
+        let gpio = contacts.flat_map(|contact| [&contact.state, &contact.events]);
+        let gpio = gpio.map(|point| PointDescription { point: point.clone(), unit: None });
+        let i2c = config.i2c.iter().flat_map(|device| &device.points);
+        let i2c = i2c.map(|point| PointDescription { point: point.id.clone(), unit: point.unit.clone() });
         let mqtt = config.mqtt.iter().flat_map(|input| &input.subscriptions).filter_map(|subscription| {
             let names: Option<Vec<&str>> = subscription.point.0.iter().map(exact_name).collect();
             let point = PointId::parse(&names?.join("/")).ok()?;
             Some(PointDescription { point, unit: subscription.unit.clone() })
         });
         let mut devices: Vec<Self> = Vec::new();
-        for point in modbus.chain(mqtt) {
+        for point in modbus.chain(gpio).chain(i2c).chain(mqtt) {
             let name = point.point.device();
             if let Some(device) = devices.iter_mut().find(|device| device.device.as_str() == name) {
                 device.points.push(point);
