@@ -29,7 +29,7 @@ use embedded_hal_nb::{
 };
 use gardu_node::{
     registers::CONTACTS,
-    time::{Duration, Instant},
+    time::{Duration, Instant, after},
 };
 
 use crate::{
@@ -88,8 +88,8 @@ struct Presses {
 impl Presses {
     const NONE: Self = Self { left: 0, closed_ms: 0, open_ms: 0, since: Instant::from_ticks(0) };
 
-    fn closes(&self, now: Instant) -> bool {
-        self.left > 0 && now - self.since < Duration::millis(self.closed_ms.into())
+    fn closes(&self, clock: &Clock) -> bool {
+        self.left > 0 && clock.since(self.since) < Duration::millis(self.closed_ms.into())
     }
 
     fn period(&self) -> Duration {
@@ -138,11 +138,10 @@ impl<'a> Bench<'a> {
     /// Does what it is told, and goes on pressing.
     pub(crate) fn step(&self) {
         self.listen();
-        let now = self.clock.now();
         for (contact, cell) in (0..).zip(&self.presses) {
             let mut presses = cell.get();
-            if presses.left > 0 && now - presses.since >= presses.period() {
-                presses.since += presses.period();
+            if presses.left > 0 && self.clock.since(presses.since) >= presses.period() {
+                presses.since = after(presses.since, presses.period());
                 presses.left -= 1;
                 cell.set(presses);
                 if presses.left == 0 {
@@ -230,7 +229,7 @@ impl<'a> Bench<'a> {
         self.say(&[b'I', number, address, written_len as u8, wanted as u8]);
         written.iter().for_each(|bytes| self.say(bytes));
         let mut answer = None;
-        while answer.is_none() && self.clock.now() - from < PLAYED_WITHIN {
+        while answer.is_none() && self.clock.since(from) < PLAYED_WITHIN {
             self.clock.doze();
             self.listen();
             answer = self.answered.get();
@@ -255,7 +254,7 @@ impl InputPin for Contact<'_> {
     fn is_low(&mut self) -> Result<bool, Self::Error> {
         let Self { bench, contact } = *self;
         let held = bench.closed.get() >> contact & 1 == 1;
-        Ok(held || bench.presses.get(contact).is_some_and(|presses| presses.get().closes(bench.clock.now())))
+        Ok(held || bench.presses.get(contact).is_some_and(|presses| presses.get().closes(bench.clock)))
     }
 
     fn is_high(&mut self) -> Result<bool, Self::Error> {
@@ -355,7 +354,7 @@ impl Write for Bus<'_> {
             undriven.set(undriven.get().wrapping_add(1));
         }
         if let Some(heard_at) = self.heard_at.take() {
-            slowest.set(slowest.get().max(clock.now() - heard_at));
+            slowest.set(slowest.get().max(clock.since(heard_at)));
         }
         Ok(())
     }

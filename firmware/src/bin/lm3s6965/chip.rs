@@ -98,11 +98,15 @@ impl Clock {
         Instant::from_ticks(self.now_us.get())
     }
 
+    pub(crate) fn since(&self, then: Instant) -> Duration {
+        Duration::from_ticks(self.now().ticks().saturating_sub(then.ticks()))
+    }
+
     /// Sleeps until the next millisecond or until a byte comes, and counts that as sleep.
     pub(crate) fn sleep(&self) {
         let from = self.now();
         self.doze();
-        self.asleep_us.set(self.asleep_us.get() + (self.now() - from).ticks());
+        self.asleep_us.set(self.asleep_us.get() + self.since(from).ticks());
     }
 
     /// The same, not counted. With interrupts masked none is served: it only ends the sleep.
