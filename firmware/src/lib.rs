@@ -4,9 +4,11 @@
 //! pins and peripherals up. Reading order: [`registers`] is the contract with the gateway, [`node`] holds what is measured
 //! and driven, [`modbus`] answers a master, [`device`] is all of it as one `poll`.
 //!
-//!     pins, I²C ──> contact, sensors ──> node ──Tables──> modbus::slave <──> rs485 <──> master
-//!                                          │ settings, kept counters
-//!                                          └──> flash, RAM that survives a reset
+//! ```text
+//! pins, I²C ──> contact, sensors ──> node ──Tables──> modbus::slave <──> rs485 <──> master
+//!                                      │ settings, kept counters
+//!                                      └──> flash, RAM that survives a reset
+//! ```
 //!
 //! What must never happen: an answer to a frame whose checksum is wrong; an event lost or counted twice; a sensor that
 //! stops the rest; a wait inside `poll`.

@@ -263,7 +263,7 @@ where
         {
             self.set_fault(Fault::Climate, air.is_err());
             (self.values.temperature, self.values.humidity) =
-                air.map_or((NO_TEMPERATURE, NO_VALUE), |air| (temperature(&air), tenths(air.humidity_mp)));
+                air.map_or((NO_TEMPERATURE, NO_VALUE), |air| registers_of(&air));
         }
         let has_analog =
             [Fitted::Loop1, Fitted::Loop2, Fitted::Transformer, Fitted::Supply].iter().any(|what| settings.has(*what));
@@ -474,14 +474,11 @@ const fn number(text: &str) -> u16 {
     }
 }
 
-/// Tenths of a degree.
-fn temperature(air: &Air) -> u16 {
-    i16::try_from(air.temperature_mc / 100).unwrap_or(i16::MIN).cast_unsigned()
-}
-
-/// Tenths of a percent.
-fn tenths(thousandths: i32) -> u16 {
-    u16::try_from(thousandths / 100).unwrap_or(NO_VALUE)
+/// In tenths of a degree and of a percent.
+fn registers_of(air: &Air) -> (u16, u16) {
+    let tenths = |thousandths: i32| (thousandths + 50).div_euclid(100);
+    let temperature = i16::try_from(tenths(air.temperature_mc)).map_or(NO_TEMPERATURE, i16::cast_unsigned);
+    (temperature, u16::try_from(tenths(air.humidity_mp)).unwrap_or(NO_VALUE))
 }
 
 /// A register that holds `value`, or as much as it can.

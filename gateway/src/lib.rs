@@ -12,6 +12,8 @@
 //! What must never happen: a PUBACK or a send before its record is on stable storage; a wrong value shown as good;
 //! a lost record that is not declared; a queue without a bound.
 
+#![forbid(unsafe_code)]
+
 pub mod alarm;
 pub mod backoff;
 pub mod cli;

@@ -1,5 +1,7 @@
 //! Arguments to command to exit code.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

@@ -14,6 +14,7 @@ mod drain;
 mod faults;
 mod latency;
 mod load;
+mod node;
 mod outbox;
 mod process;
 mod subscriber;
@@ -34,13 +35,14 @@ use self::{support::gateway::BINARY, table::Table};
 type Measure = fn(&mut Table);
 
 /// By the names that may be given as arguments.
-const MEASUREMENTS: [(&str, Measure); 7] = [
+const MEASUREMENTS: [(&str, Measure); 8] = [
     ("latency", latency::measure),
     ("load", load::measure),
     ("drain", drain::measure),
     ("back", back::measure),
     ("outbox", outbox::measure),
     ("size", size),
+    ("node", node::measure),
     ("faults", faults::measure),
 ];
 
