@@ -68,24 +68,14 @@ fn read(master: &mut Master, name: &str) -> u16 {
     master.inputs(1, address(name), 1)[0]
 }
 
-/// What the gateway polls: `node-1/contact-1` and so on, with an alarm on each level and on each counter.
+/// What the gateway polls: nodes by their profile, with an alarm on each contact and on each counter.
 fn park(wire: &Wire, units: &[u8], poll: &str) -> Park {
     let port = wire.port;
     let mut body = format!("\n[[modbus]]\nname = \"tiang\"\nurl = \"rtu+tcp://127.0.0.1:{port}?baud=115200\"\n");
     for unit in units {
-        body += &format!("\n[[modbus.device]]\nname = \"node-{unit}\"\nunit = {unit}\npoll = \"{poll}\"\n");
-        let mut point = |name: &str, register: String, type_: &str| {
-            body += &format!(
-                "\n[[modbus.device.point]]\nname = \"{name}\"\nregister = \"{register}\"\ntype = \"{type_}\"\n"
-            );
-        };
-        for contact in 1..=8 {
-            point(&format!("contact-{contact}"), format!("discrete:{}", contact - 1), "bool");
-            point(&format!("contact-{contact}-events"), format!("input:{contact}"), "u16");
-        }
-        for name in ["faults", "resets"] {
-            point(name, format!("input:{}", address(name)), "u16");
-        }
+        body += &format!(
+            "\n[[modbus.device]]\nname = \"node-{unit}\"\nunit = {unit}\npoll = \"{poll}\"\nprofile = \"gardu-node\"\n"
+        );
     }
     for contact in 1..=8 {
         body += &format!(
