@@ -24,7 +24,8 @@ use crate::{
         gpio::{self, GpioTask},
         i2c::{self, I2cTask},
         modbus::bus::BusTask,
-        mqtt::{self, Outlet, devices::Devices},
+        mqtt::{self, devices::Devices},
+        outlet::Outlet,
     },
     status::{About, DeviceUpdate, StatusBoard},
     store::{self, OpenError, Space, Store},
@@ -280,35 +281,30 @@ fn watch_storage(
 /// One task a bus and one an MQTT input, and one thread a chip on the gateway's own pins.
 fn sources(config: Config, readings: &mpsc::Sender<Input>, handles: &Handles, supervisor: &mut Supervisor) {
     let Handles { clock, metrics, pulse, shutdown } = handles;
+    let outlet =
+        |stage: &str| Outlet { pipeline: readings.clone(), beat: pulse.stage(stage), shutdown: shutdown.clone() };
     let devices = Devices::of(&config);
     for bus in config.modbus {
         let name = format!("modbus {}", bus.name);
-        let beat = pulse.stage(name.as_str());
-        let task = BusTask::new(bus, clock.clone(), metrics.clone(), beat, shutdown.clone(), readings.clone());
+        let task = BusTask::new(bus, clock.clone(), metrics.clone(), outlet(&name));
         supervisor.task(name, task.run());
     }
     let runtime = tokio::runtime::Handle::current();
     for gpio in config.gpio {
         let (name, header) = (format!("gpio {}", gpio.name), gpio::Header(gpio.clone()));
-        let beat = pulse.stage(name.as_str());
-        let (metrics, output) = (metrics.clone(), readings.clone());
-        let task = GpioTask::new(gpio, header, clock.clone(), metrics, beat, shutdown.clone(), output);
+        let task = GpioTask::new(gpio, header, clock.clone(), metrics.clone(), outlet(&name));
         let runtime = runtime.clone();
         supervisor.thread(name, move || runtime.block_on(task.run()));
     }
     for device in config.i2c {
         let name = format!("i2c {}", device.name);
-        let beat = pulse.stage(name.as_str());
-        let (metrics, output) = (metrics.clone(), readings.clone());
-        let task = I2cTask::new(device, i2c::open, clock.clone(), metrics, beat, shutdown.clone(), output);
+        let task = I2cTask::new(device, i2c::open, clock.clone(), metrics.clone(), outlet(&name));
         let runtime = runtime.clone();
         supervisor.thread(name, move || runtime.block_on(task.run()));
     }
     for input in config.mqtt {
         let name = format!("mqtt {}", input.name);
-        let outlet =
-            Outlet { pipeline: readings.clone(), beat: pulse.stage(name.as_str()), shutdown: shutdown.clone() };
-        let (gateway, devices) = (config.gateway.id.clone(), devices.clone());
+        let (gateway, devices, outlet) = (config.gateway.id.clone(), devices.clone(), outlet(&name));
         supervisor.task(name, mqtt::run(gateway, input, devices, outlet, clock.clone(), metrics.clone()));
     }
 }

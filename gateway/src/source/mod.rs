@@ -7,5 +7,7 @@ pub mod gpio;
 pub mod i2c;
 pub mod modbus;
 pub mod mqtt;
+
+pub mod outlet;
 pub mod polled;
 pub mod quantity;

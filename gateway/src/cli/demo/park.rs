@@ -220,7 +220,7 @@ mod tests {
         metrics::Metrics,
         pipeline::Input,
         reading::{PointId, Reading, Reason, Segment, Value},
-        source::modbus::BusTask,
+        source::{modbus::BusTask, outlet::Outlet},
         supervise::Pulse,
     };
 
@@ -331,12 +331,12 @@ mod tests {
         let (park, server) = Park::start(Pace::new(clock.clone(), 8 * HOUR_S, 600), 7).await.expect("loopback");
         let shutdown = Shutdown::new();
         let stopped = tokio::spawn(server.run(shutdown.clone()));
-        let (output, queue) = mpsc::channel(1);
+        let (pipeline, queue) = mpsc::channel(1);
         let bus = Bus { timeout: Duration::from_millis(400), ..bus(park.address()) };
         let points: usize = bus.devices.iter().map(|d| d.points.len()).sum();
         let devices = bus.devices.len();
-        let beat = Pulse::new(clock.clone()).stage("modbus");
-        tokio::spawn(BusTask::new(bus, clock, Metrics::new(), beat, shutdown.clone(), output).run());
+        let outlet = Outlet { pipeline, beat: Pulse::new(clock.clone()).stage("modbus"), shutdown: shutdown.clone() };
+        tokio::spawn(BusTask::new(bus, clock, Metrics::new(), outlet).run());
         let mut seen = Watch { queue, last: HashMap::new() };
 
         let all_good = |last: &HashMap<String, Reading>| {

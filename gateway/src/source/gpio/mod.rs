@@ -14,11 +14,14 @@ pub mod lines;
 use std::time::Duration;
 
 use gardu_node::time::Instant;
-use tokio::{sync::mpsc, time::sleep};
+use tokio::time::sleep;
 
 use self::contacts::{Contacts, Report};
 pub use self::lines::Header;
-use super::polled::Change;
+use super::{
+    outlet::{Handed, Outlet},
+    polled::Change,
+};
 use crate::{
     backoff::{Backoff, Jitter, Pace},
     clock::Clock,
@@ -26,7 +29,7 @@ use crate::{
     metrics::Metrics,
     pipeline::Input,
     reading::{Reading, Reason},
-    supervise::{BEAT_EVERY, Beat, Shutdown, TaskResult},
+    supervise::{BEAT_EVERY, TaskResult},
 };
 
 /// How long edges are waited for before it is looked whether to stop.
@@ -109,25 +112,15 @@ pub struct GpioTask<O: Opener> {
     next_poll_ms: u64,
     clock: Clock,
     metrics: Metrics,
-    beat: Beat,
-    shutdown: Shutdown,
-    output: mpsc::Sender<Input>,
+    outlet: Outlet,
 }
 
 impl<O: Opener> GpioTask<O> {
     /// Nothing is opened before [`GpioTask::run`].
     ///
-    /// `output` is bounded: while it is full edges wait in the kernel, which keeps their times.
+    /// While the pipeline has no room edges wait in the kernel, which keeps their times.
     #[must_use]
-    pub fn new(
-        gpio: Gpio,
-        opener: O,
-        clock: Clock,
-        metrics: Metrics,
-        beat: Beat,
-        shutdown: Shutdown,
-        output: mpsc::Sender<Input>,
-    ) -> Self {
+    pub fn new(gpio: Gpio, opener: O, clock: Clock, metrics: Metrics, outlet: Outlet) -> Self {
         metrics.readings.with_label_values(&[gpio.name.as_str()]);
         Self {
             contacts: Contacts::new(&gpio),
@@ -141,26 +134,20 @@ impl<O: Opener> GpioTask<O> {
             retry_at_ms: 0,
             clock,
             metrics,
-            beat,
-            shutdown,
-            output,
+            outlet,
         }
     }
 
     /// Watches until shutdown. Runs on a thread of its own, for waiting for edges blocks it.
     pub async fn run(mut self) -> TaskResult {
-        let shutdown = self.shutdown.clone();
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = self.watch() => shutdown.cancelled().await, // the pipeline has ended, and that stops the daemon
-        }
-        Ok(())
+        let outlet = self.outlet.clone();
+        outlet.work(self.watch()).await
     }
 
     /// Returns only when nobody takes readings any more, or at shutdown.
     async fn watch(&mut self) {
-        while !self.shutdown.is_cancelled() {
-            self.beat.mark();
+        while !self.outlet.shutdown.is_cancelled() {
+            self.outlet.beat.mark();
             let now_ms = self.clock.now().mono_ms;
             let readings = if now_ms >= self.next_poll_ms {
                 self.next_poll_ms = now_ms.saturating_add(millis(self.gpio.poll));
@@ -170,7 +157,7 @@ impl<O: Opener> GpioTask<O> {
                 self.contacts.settle(self.instant());
                 self.contacts.changed(self.clock.now())
             };
-            if !readings.is_empty() && self.send(readings).await.is_err() {
+            if !readings.is_empty() && self.outlet.send(Input::Readings(readings)).await == Handed::Stopping {
                 return;
             }
         }
@@ -240,10 +227,6 @@ impl<O: Opener> GpioTask<O> {
         self.trouble = Some(trouble);
         let pause = self.backoff.after(Duration::ZERO, Pace::Near, Jitter::random());
         self.retry_at_ms = self.clock.now().mono_ms.saturating_add(millis(pause));
-    }
-
-    async fn send(&self, readings: Vec<Reading>) -> Result<(), mpsc::error::SendError<Input>> {
-        self.beat.excused(|| true, self.output.send(Input::Readings(readings))).await
     }
 
     fn instant(&self) -> Instant {

@@ -5,6 +5,8 @@ use std::sync::{
     mpsc::{Receiver, RecvTimeoutError, Sender, channel},
 };
 
+use tokio::sync::mpsc;
+
 use super::*;
 use crate::{
     config::{Bias, GpioContact, Level, Report as Reported},
@@ -80,11 +82,11 @@ impl Stand {
             contacts: vec![contact],
         };
         let (attempts, clock) = (Arc::new(Mutex::new(attempts)), Clock::system());
-        let (output, readings) = mpsc::channel(1_024);
+        let (pipeline, readings) = mpsc::channel(1_024);
         let (pulse, mut supervisor) = (Pulse::new(clock.clone()), Supervisor::new());
-        let (beat, shutdown) = (pulse.stage("gpio header"), supervisor.shutdown());
+        let outlet = Outlet { pipeline, beat: pulse.stage("gpio header"), shutdown: supervisor.shutdown() };
         let opener = Bench(attempts.clone());
-        let task = GpioTask::new(gpio, opener, clock.clone(), Metrics::new(), beat, shutdown, output);
+        let task = GpioTask::new(gpio, opener, clock.clone(), Metrics::new(), outlet);
         let runtime = tokio::runtime::Handle::current();
         supervisor.thread("gpio header", move || runtime.block_on(task.run()));
         Self { attempts, clock, readings, pulse, supervisor }

@@ -13,17 +13,20 @@ use std::time::Duration;
 
 use embedded_hal::i2c::I2c;
 use gardu_node::{sensors::Trouble as Fault, time::Instant};
-use tokio::{sync::mpsc, time::sleep};
+use tokio::time::sleep;
 
 pub use self::bus::open;
 use self::chip::{Chip, Points, Report};
-use super::polled::Change;
+use super::{
+    outlet::{Handed, Outlet},
+    polled::Change,
+};
 use crate::{
     clock::Clock,
     config::I2cDevice,
     metrics::Metrics,
     pipeline::Input,
-    supervise::{BEAT_EVERY, Beat, Shutdown, TaskResult},
+    supervise::{BEAT_EVERY, TaskResult},
 };
 
 /// Between two looks at a chip that is measuring: a converter gives 860 samples a second, and enough of them must be fetched.
@@ -81,25 +84,15 @@ pub struct I2cTask<O, I> {
     next_poll_ms: u64,
     clock: Clock,
     metrics: Metrics,
-    beat: Beat,
-    shutdown: Shutdown,
-    output: mpsc::Sender<Input>,
+    outlet: Outlet,
 }
 
 impl<O: FnMut(&I2cDevice) -> Result<I, Trouble>, I: I2c> I2cTask<O, I> {
     /// Nothing is opened before [`I2cTask::run`].
     ///
-    /// `output` is bounded: while it is full polls become late, and nothing is dropped.
+    /// While the pipeline has no room polls become late, and nothing is dropped.
     #[must_use]
-    pub fn new(
-        device: I2cDevice,
-        open: O,
-        clock: Clock,
-        metrics: Metrics,
-        beat: Beat,
-        shutdown: Shutdown,
-        output: mpsc::Sender<Input>,
-    ) -> Self {
+    pub fn new(device: I2cDevice, open: O, clock: Clock, metrics: Metrics, outlet: Outlet) -> Self {
         metrics.readings.with_label_values(&[device.name.as_str()]);
         Self {
             points: Points::new(&device),
@@ -109,26 +102,20 @@ impl<O: FnMut(&I2cDevice) -> Result<I, Trouble>, I: I2c> I2cTask<O, I> {
             chip: None,
             clock,
             metrics,
-            beat,
-            shutdown,
-            output,
+            outlet,
         }
     }
 
     /// Polls until shutdown. Runs on a thread of its own, for transfers block it.
     pub async fn run(mut self) -> TaskResult {
-        let shutdown = self.shutdown.clone();
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = self.poll_on() => shutdown.cancelled().await, // the pipeline has ended, and that stops the daemon
-        }
-        Ok(())
+        let outlet = self.outlet.clone();
+        outlet.work(self.poll_on()).await
     }
 
     /// Returns only when nobody takes readings any more, or at shutdown.
     async fn poll_on(&mut self) {
-        while !self.shutdown.is_cancelled() {
-            self.beat.mark();
+        while !self.outlet.shutdown.is_cancelled() {
+            self.outlet.beat.mark();
             let now_ms = self.clock.now().mono_ms;
             if now_ms < self.next_poll_ms {
                 sleep(Duration::from_millis(self.next_poll_ms - now_ms).min(BEAT_EVERY / 2)).await;
@@ -138,7 +125,7 @@ impl<O: FnMut(&I2cDevice) -> Result<I, Trouble>, I: I2c> I2cTask<O, I> {
             // In step with the first poll, unless one was missed.
             self.next_poll_ms = self.next_poll_ms.saturating_add(poll_ms).max(now_ms);
             let trouble = self.ask().err();
-            if self.shutdown.is_cancelled() {
+            if self.outlet.shutdown.is_cancelled() {
                 return; // a poll that was cut short says nothing of the chip
             }
             let report = self.points.end(trouble, self.clock.now());
@@ -147,8 +134,7 @@ impl<O: FnMut(&I2cDevice) -> Result<I, Trouble>, I: I2c> I2cTask<O, I> {
             }
             self.count(&report);
             self.log(report.change.as_ref());
-            let send = self.output.send(Input::Readings(report.readings));
-            if self.beat.excused(|| true, send).await.is_err() {
+            if self.outlet.send(Input::Readings(report.readings)).await == Handed::Stopping {
                 return;
             }
         }
@@ -166,8 +152,8 @@ impl<O: FnMut(&I2cDevice) -> Result<I, Trouble>, I: I2c> I2cTask<O, I> {
             if self.points.take(&measured) {
                 return Ok(());
             }
-            self.beat.mark();
-            if self.shutdown.is_cancelled() || self.clock.now().since(begun) > POLL_MAX {
+            self.outlet.beat.mark();
+            if self.outlet.shutdown.is_cancelled() || self.clock.now().since(begun) > POLL_MAX {
                 return Err(Trouble::Chip(Fault::TimedOut));
             }
             std::thread::sleep(LOOK_EVERY);

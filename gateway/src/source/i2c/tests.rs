@@ -4,6 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use embedded_hal::i2c::{ErrorKind, ErrorType, NoAcknowledgeSource, Operation};
 
+use tokio::sync::mpsc;
+
 use super::*;
 use crate::{
     config::{I2cChip, I2cInput, I2cPoint, Report as Reported},
@@ -78,16 +80,17 @@ async fn a_sensor_is_read_is_bad_while_it_is_out_and_is_found_again() {
     let socket = Socket::default();
     socket.plug(Some([0xBEEF, 0x6666]));
     let clock = Clock::system();
-    let (output, mut readings) = mpsc::channel(1_024);
+    let (pipeline, mut readings) = mpsc::channel(1_024);
     let (pulse, mut supervisor) = (Pulse::new(clock.clone()), Supervisor::new());
-    let (beat, shutdown, bus) = (pulse.stage("i2c climate"), supervisor.shutdown(), socket.clone());
+    let outlet = Outlet { pipeline, beat: pulse.stage("i2c climate"), shutdown: supervisor.shutdown() };
+    let bus = socket.clone();
     // The first attempt finds no bus.
     let mut attempts = 0;
     let open = move |_: &I2cDevice| {
         attempts += 1;
         if attempts == 1 { Err(Trouble::NotThere) } else { Ok(bus.clone()) }
     };
-    let task = I2cTask::new(climate(), open, clock, Metrics::new(), beat, shutdown, output);
+    let task = I2cTask::new(climate(), open, clock, Metrics::new(), outlet);
     let runtime = tokio::runtime::Handle::current();
     supervisor.thread("i2c climate", move || runtime.block_on(task.run()));
 

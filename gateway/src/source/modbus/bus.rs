@@ -2,10 +2,7 @@
 
 use std::{future::Future, time::Duration};
 
-use tokio::{
-    sync::mpsc,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 
 use super::{
     link::Wire,
@@ -19,7 +16,8 @@ use crate::{
     metrics::Metrics,
     pipeline::Input,
     reading::{Reading, Reason, Segment},
-    supervise::{BEAT_EVERY, Beat, Shutdown, TaskResult},
+    source::outlet::{Handed, Outlet},
+    supervise::{BEAT_EVERY, Beat, TaskResult},
 };
 
 /// The owner of a bus.
@@ -30,24 +28,15 @@ pub struct BusTask {
     pollers: Vec<Poller>,
     clock: Clock,
     metrics: Metrics,
-    beat: Beat,
-    shutdown: Shutdown,
-    output: mpsc::Sender<Input>,
+    outlet: Outlet,
 }
 
 impl BusTask {
     /// Every device is due at once; nothing is opened before [`BusTask::run`].
     ///
-    /// `output` is bounded: while it is full the bus waits, polls become late and say so, and nothing is dropped.
+    /// While the pipeline has no room the bus waits, polls become late and say so, and nothing is dropped.
     #[must_use]
-    pub fn new(
-        bus: Bus,
-        clock: Clock,
-        metrics: Metrics,
-        beat: Beat,
-        shutdown: Shutdown,
-        output: mpsc::Sender<Input>,
-    ) -> Self {
+    pub fn new(bus: Bus, clock: Clock, metrics: Metrics, outlet: Outlet) -> Self {
         metrics.modbus_connects.with_label_values(&[bus.name.as_str()]);
         for device in &bus.devices {
             // A series that exists from the start can be seen not to grow.
@@ -61,27 +50,21 @@ impl BusTask {
             bus: bus.name,
             clock,
             metrics,
-            beat,
-            shutdown,
-            output,
+            outlet,
         }
     }
 
     /// Polls until shutdown. Field trouble never ends it.
     pub async fn run(mut self) -> TaskResult {
-        let shutdown = self.shutdown.clone();
-        // A request given up here is a read: nothing is left half done.
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = self.poll_on() => shutdown.cancelled().await, // the pipeline has ended, and that stops the daemon
-        }
-        Ok(())
+        let outlet = self.outlet.clone();
+        // A request given up by a stop is a read: nothing is left half done.
+        outlet.work(self.poll_on()).await
     }
 
     /// Returns only when nobody takes readings any more.
     async fn poll_on(&mut self) {
         loop {
-            self.beat.mark();
+            self.outlet.beat.mark();
             let now_ms = self.clock.now().mono_ms;
             match self.schedule.turn(now_ms) {
                 Turn::Rest { until_ms } => {
@@ -89,11 +72,8 @@ impl BusTask {
                 }
                 Turn::Serve(device) => {
                     let readings = self.serve(device).await;
-                    if !readings.is_empty() {
-                        let send = self.output.send(Input::Readings(readings));
-                        if beating(&self.beat, send).await.is_err() {
-                            return;
-                        }
+                    if !readings.is_empty() && self.outlet.send(Input::Readings(readings)).await == Handed::Stopping {
+                        return;
                     }
                 }
             }
@@ -113,7 +93,7 @@ impl BusTask {
             self.schedule.end(index, End::Answered, before.mono_ms); // a device without points has nothing to say
             return Vec::new();
         };
-        let result = beating(&self.beat, self.wire.ask(poller.device().unit, request)).await;
+        let result = beating(&self.outlet.beat, self.wire.ask(poller.device().unit, request)).await;
         let now = self.clock.now();
         let trouble = result.as_ref().err().copied();
         match trouble {
@@ -176,7 +156,7 @@ impl BusTask {
     }
 }
 
-/// Waits for field or pipeline, however long, and marks the beat meanwhile: this task is well even if they are not.
+/// Waits for the field, however long, and marks the beat meanwhile: this task is well even if the field is not.
 async fn beating<T>(beat: &Beat, work: impl Future<Output = T>) -> T {
     tokio::pin!(work);
     loop {

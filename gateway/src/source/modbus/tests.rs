@@ -30,6 +30,7 @@ use crate::{
     metrics::Metrics,
     pipeline::Input,
     reading::{PointId, Reading, Reason, Segment, Value},
+    source::outlet::Outlet,
     supervise::{Pulse, Shutdown},
 };
 
@@ -228,8 +229,9 @@ impl Field {
         let bus = Bus { name: Segment::parse("cabinet").expect("a segment"), link, timeout: TIMEOUT, devices };
         let (clock, metrics, shutdown) = (Clock::system(), Metrics::new(), Shutdown::new());
         let beat = Pulse::new(clock.clone()).stage("modbus");
-        let (output, readings) = mpsc::channel(1);
-        tokio::spawn(BusTask::new(bus, clock, metrics.clone(), beat, shutdown.clone(), output).run());
+        let (pipeline, readings) = mpsc::channel(1);
+        let outlet = Outlet { pipeline, beat, shutdown: shutdown.clone() };
+        tokio::spawn(BusTask::new(bus, clock, metrics.clone(), outlet).run());
         Self { readings, metrics, shutdown }
     }
 

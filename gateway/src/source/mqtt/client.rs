@@ -10,7 +10,7 @@ use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::Fu
 use tokio::sync::oneshot;
 
 use super::{
-    Handed, Outlet, UNCOMMITTED_MAX,
+    UNCOMMITTED_MAX,
     intake::{Age, Intake},
     json::PAYLOAD_LEN_MAX,
 };
@@ -20,6 +20,7 @@ use crate::{
     config::{BrokerUrl, Login, MqttVersion, Scheme, TlsFiles},
     pipeline::Input,
     reading::Segment,
+    source::outlet::{Handed, Outlet},
     supervise::TaskResult,
     wire::{Down, Event, Message, Receipt, Settings, Wire, tls::Fingerprint},
 };

@@ -16,8 +16,6 @@ pub mod listener;
 pub mod names;
 pub mod silence;
 
-use tokio::sync::mpsc;
-
 use self::{
     client::{Broker, ClientTask},
     devices::Devices,
@@ -28,9 +26,9 @@ use crate::{
     clock::Clock,
     config::{Endpoint, MqttInput},
     metrics::Metrics,
-    pipeline::Input,
     reading::Segment,
-    supervise::{BEAT_EVERY, Beat, Shutdown, TaskResult},
+    source::outlet::Outlet,
+    supervise::TaskResult,
 };
 
 /// Messages of one peer that may wait for their commit. More than one serial camera ever has under way, and enough for
@@ -58,51 +56,16 @@ pub async fn run(
     }
 }
 
-/// The way into the pipeline.
-#[derive(Debug, Clone)]
-pub struct Outlet {
-    /// The pipeline's queue.
-    pub pipeline: mpsc::Sender<Input>,
-    /// The stage's pulse, marked while the pipeline keeps us waiting.
-    pub beat: Beat,
-    /// Time to stop.
-    pub shutdown: Shutdown,
-}
-
-/// Whether an input reached the pipeline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Handed {
-    /// It did.
-    Over,
-    /// The daemon stops; it did not, and its publisher will send it again.
-    Stopping,
-}
-
-impl Outlet {
-    /// Waits for room in the pipeline and hands `input` over.
-    pub async fn send(&self, input: Input) -> Handed {
-        loop {
-            tokio::select! {
-                biased;
-                () = self.shutdown.cancelled() => return Handed::Stopping,
-                permit = self.pipeline.reserve() => {
-                    let Ok(permit) = permit else { return Handed::Stopping };
-                    permit.send(input);
-                    return Handed::Over;
-                }
-                () = tokio::time::sleep(BEAT_EVERY) => self.beat.mark(),
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
+    use tokio::sync::mpsc;
+
     use super::*;
     use crate::{
         clock::Now,
         config::{PointTemplate, Report, Subscription, TemplateSegment, TopicLevel},
-        supervise::Pulse,
+        pipeline::Input,
+        supervise::{Pulse, Shutdown},
     };
 
     pub(crate) const NOW: Now = Now { mono_ms: 50_000, wall_ms: 1_795_262_671_220, trusted: true };

@@ -8,9 +8,9 @@ use crate::{
     clock::Clock,
     config::{ListenTls, Login},
     pipeline::Input,
-    source::mqtt::{
-        Handed, Outlet,
-        intake::{Age, Intake},
+    source::{
+        mqtt::intake::{Age, Intake},
+        outlet::{Handed, Outlet},
     },
     supervise::TaskResult,
     wire::tls::server::Acceptor,
