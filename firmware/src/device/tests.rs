@@ -14,12 +14,15 @@ use crate::{
     time::Duration,
 };
 
+const IDENTIFY: u16 = address("identify");
+
 /// A board on the test's bench.
 struct Bench {
     device: Device<'static, Pin, Pin, Chips, Uart, Pin, Flash>,
     now: Instant,
     contacts: [Pin; CONTACTS],
     outputs: [Pin; OUTPUTS],
+    lamp: Pin,
     direction: Pin,
     chips: Chips,
     uart: Uart,
@@ -30,13 +33,13 @@ struct Bench {
 fn start(flash: &Flash, kept: Option<Kept>) -> Bench {
     let contacts: [Pin; CONTACTS] = core::array::from_fn(|_| Pin::new(true));
     let outputs: [Pin; OUTPUTS] = core::array::from_fn(|_| Pin::new(true));
-    let (direction, chips, uart) = (Pin::new(true), Chips::default(), Uart::default());
+    let (lamp, direction, chips, uart) = (Pin::new(false), Pin::new(true), Chips::default(), Uart::default());
     uart.with(|uart| uart.room = usize::MAX);
     chips.air.set(Some([0x6666, 0x8000]));
     let pins = Pins {
         contacts: contacts.clone(),
         outputs: outputs.clone(),
-        lamp: Pin::new(false),
+        lamp: lamp.clone(),
         climate: chips.clone(),
         converter: chips.clone(),
     };
@@ -50,7 +53,7 @@ fn start(flash: &Flash, kept: Option<Kept>) -> Bench {
     };
     let now = Instant::from_ticks(5_000_000);
     let parts = Parts { pins, uart: uart.clone(), direction: direction.clone(), flash: flash.clone() };
-    Bench { device: Device::new(parts, start, now), now, contacts, outputs, direction, chips, uart, flash }
+    Bench { device: Device::new(parts, start, now), now, contacts, outputs, lamp, direction, chips, uart, flash }
 }
 
 fn bench() -> Bench {
@@ -245,6 +248,29 @@ fn outputs_take_their_safe_state_when_no_master_is_heard() {
     assert_eq!(bench.outputs(), [false, false]);
     bench.set_coil(0, true);
     assert_eq!(bench.outputs(), [true, false]);
+}
+
+#[test]
+fn the_lamp_says_how_it_is_and_which_node_this_is() {
+    let mut bench = bench();
+    // Lit so many of 40 looks in two seconds, and how often it changed.
+    let look = |bench: &mut Bench| {
+        let looks: Vec<bool> = (0..40)
+            .map(|_| {
+                bench.run(Duration::millis(50));
+                bench.lamp.get()
+            })
+            .collect();
+        let changes = looks.iter().zip(looks.iter().cycle().skip(1)).filter(|(a, b)| a != b).count();
+        (looks.iter().filter(|lit| **lit).count(), changes)
+    };
+    assert_eq!(look(&mut bench), (2, 2), "nobody was heard: a flash");
+    bench.faults();
+    assert_eq!(look(&mut bench), (34, 4), "heard, with a fault: two gaps");
+    bench.set_coil(IDENTIFY, true);
+    assert_eq!(look(&mut bench), (20, 20), "identify: five flashes a second");
+    bench.run(Duration::minutes(10));
+    assert_eq!(look(&mut bench), (2, 2), "identify ended by itself, and nobody was heard since");
 }
 
 #[test]
