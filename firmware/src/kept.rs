@@ -3,11 +3,7 @@
 //! A board keeps two slots of it in memory that a start does not clear, and writes them in turn: a reset in the middle of
 //! one leaves the other. After power came on both are noise, which the checksum tells.
 
-use crc::{CRC_32_ISO_HDLC, Crc, NoTable};
-
-use crate::registers::CONTACTS;
-
-const CRC: Crc<u32, NoTable> = Crc::<u32, NoTable>::new(&CRC_32_ISO_HDLC);
+use crate::{registers::CONTACTS, settings::CRC};
 
 /// Counters that go on after a reset.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

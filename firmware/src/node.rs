@@ -13,6 +13,7 @@ use embedded_hal::{
 
 use crate::{
     contact::Contact,
+    filter::Window,
     kept::Kept,
     modbus::{Audience, Bits, CoilValues, Exception, RegisterValues, Registers, Tables},
     registers::{CONTACTS, Fault, Fitted, MAP_VERSION, OUTPUTS, ResetCause, address},
@@ -292,7 +293,7 @@ where
     }
 
     /// The register of a loop, and its fault.
-    fn current_loop(&mut self, fitted: Fitted, fault: Fault, window: Option<&crate::filter::Window>) -> u16 {
+    fn current_loop(&mut self, fitted: Fitted, fault: Fault, window: Option<&Window>) -> u16 {
         let current = window.filter(|_| self.settings.has(fitted)).map(loop_current_ua);
         self.set_fault(fault, current.is_some_and(|ua| Loop::of(ua) != Loop::Good));
         register(current)
@@ -309,6 +310,7 @@ where
         let lamp = self.lamp();
         let wanted = self.coils.iter().copied();
         let outputs = self.outputs.iter_mut().zip(wanted).map(|(pin, on)| pin.set_state(on.into()).is_err());
+        // Every pin is driven, whichever fails.
         let failed = outputs.fold(false, |a, b| a | b) | self.lamp.set_state(lamp.into()).is_err();
         if failed {
             self.set_fault(Fault::Pin, true);

@@ -204,7 +204,8 @@ impl Loaded {
 /// Bytes of a copy.
 const COPY_SIZE: usize = 64;
 const MARK: [u8; 4] = *b"GN\x00\x01";
-const CRC: Crc<u32, NoTable> = Crc::<u32, NoTable>::new(&CRC_32_ISO_HDLC);
+/// Of what is kept, in flash and in memory.
+pub(crate) const CRC: Crc<u32, NoTable> = Crc::<u32, NoTable>::new(&CRC_32_ISO_HDLC);
 
 /// Reads the settings that were kept.
 pub fn load<F: NorFlash>(flash: &mut F) -> Loaded {

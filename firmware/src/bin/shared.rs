@@ -12,8 +12,7 @@ use core::{
 
 use cortex_m::peripheral::SCB;
 use cortex_m_rt::STACK_PAINT_VALUE;
-use crc::{CRC_16_MODBUS, Crc, NoTable};
-use gardu_node::kept::Kept;
+use gardu_node::{kept::Kept, modbus::checksum};
 
 /// Bytes in memory that outlives a reset; for statics in `.uninit`.
 #[derive(Debug)]
@@ -52,7 +51,6 @@ const RUNNING: [u8; 4] = *b"runs";
 const TEXT_LEN: usize = 45;
 /// Length, text, checksum.
 const RECORD_LEN: usize = 1 + TEXT_LEN + 2;
-const CHECKSUM: Crc<u16, NoTable> = Crc::<u16, NoTable>::new(&CRC_16_MODBUS);
 
 #[unsafe(link_section = ".uninit.mark")]
 static MARK: Lasting<4> = Lasting::new();
@@ -132,9 +130,9 @@ impl LastPanic {
 
     /// File and line, if there was one.
     pub(crate) fn text(&self) -> Option<&str> {
-        let (said, checksum) = self.0.split_last_chunk()?;
+        let (said, check) = self.0.split_last_chunk()?;
         let (len, text) = said.split_first()?;
-        let whole = *len > 0 && CHECKSUM.checksum(said).to_be_bytes() == *checksum;
+        let whole = *len > 0 && checksum(said) == *check;
         str::from_utf8(text.get(..usize::from(*len)).filter(|_| whole)?).ok()
     }
 }
@@ -169,8 +167,8 @@ fn record(place: &Location<'_>) -> [u8; RECORD_LEN] {
     let mut record = [0; RECORD_LEN];
     record[0] = len as u8;
     record[1..=TEXT_LEN].copy_from_slice(&text);
-    let checksum = CHECKSUM.checksum(&record[..=TEXT_LEN]);
-    record[1 + TEXT_LEN..].copy_from_slice(&checksum.to_be_bytes());
+    let check = checksum(&record[..=TEXT_LEN]);
+    record[1 + TEXT_LEN..].copy_from_slice(&check);
     record
 }
 
