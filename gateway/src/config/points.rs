@@ -1,7 +1,7 @@
 //! What the configuration says about a point: its unit and how it is reported.
 //!
-//! Points of Modbus and of the gateway's own pins are known from the start. MQTT captures name points as messages come in; those are matched against
-//! their subscription's template.
+//! Points of Modbus and of the gateway's own pins are known from the start. MQTT captures name points as messages come in;
+//! those are matched against their subscription's template.
 
 use std::{collections::HashMap, sync::Arc};
 

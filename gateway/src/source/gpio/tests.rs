@@ -55,6 +55,25 @@ impl Lines for Wire {
     }
 }
 
+/// A contact debounced for 20 ms.
+pub(super) fn contact(name: &str, line: u32, active: Level) -> GpioContact {
+    GpioContact {
+        state: PointId::parse(&format!("header/{name}")).unwrap(),
+        events: PointId::parse(&format!("header/{name}-events")).unwrap(),
+        line,
+        active,
+        bias: Bias::PullUp,
+        debounce: Duration::from_millis(20),
+        report: Reported::Off,
+    }
+}
+
+/// A chip with these contacts.
+pub(super) fn header(contacts: Vec<GpioContact>) -> Gpio {
+    let name = Segment::parse("header").unwrap();
+    Gpio { name, chip: "/dev/gpiochip0".into(), poll: Duration::from_secs(1), missed_polls: 3, contacts }
+}
+
 struct Stand {
     attempts: Attempts,
     clock: Clock,
@@ -65,22 +84,7 @@ struct Stand {
 
 impl Stand {
     fn start(attempts: Vec<Result<Wire, Trouble>>) -> Self {
-        let contact = GpioContact {
-            state: PointId::parse("header/door").unwrap(),
-            events: PointId::parse("header/door-events").unwrap(),
-            line: 17,
-            active: Level::Low,
-            bias: Bias::PullUp,
-            debounce: Duration::from_millis(20),
-            report: Reported::Off,
-        };
-        let gpio = Gpio {
-            name: Segment::parse("header").unwrap(),
-            chip: "/dev/gpiochip0".into(),
-            poll: Duration::from_millis(100),
-            missed_polls: 3,
-            contacts: vec![contact],
-        };
+        let gpio = Gpio { poll: Duration::from_millis(100), ..header(vec![contact("door", 17, Level::Low)]) };
         let (attempts, clock) = (Arc::new(Mutex::new(attempts)), Clock::system());
         let (pipeline, readings) = mpsc::channel(1_024);
         let (pulse, mut supervisor) = (Pulse::new(clock.clone()), Supervisor::new());

@@ -1,31 +1,14 @@
 //! Edges with their times to readings.
 
 use super::*;
-use crate::{
-    config::{Bias, Report as Reported},
-    reading::{PointId, Segment},
-};
+use crate::source::gpio::tests::{self, contact};
 
 const NOW: Now = Now { mono_ms: 5, wall_ms: 6, trusted: true };
 
-/// A button to ground and a door that is active while open, both debounced for 20 ms.
+/// A button to ground and a door that is active while open.
 fn header() -> Contacts {
-    let contact = |name: &str, line, active| GpioContact {
-        state: PointId::parse(&format!("header/{name}")).unwrap(),
-        events: PointId::parse(&format!("header/{name}-events")).unwrap(),
-        line,
-        active,
-        bias: Bias::PullUp,
-        debounce: std::time::Duration::from_millis(20),
-        report: Reported::Off,
-    };
-    Contacts::new(&Gpio {
-        name: Segment::parse("header").unwrap(),
-        chip: "/dev/gpiochip0".into(),
-        poll: std::time::Duration::from_secs(1),
-        missed_polls: 3,
-        contacts: vec![contact("button", 17, Level::Low), contact("door", 27, Level::High)],
-    })
+    let contacts = vec![contact("button", 17, Level::Low), contact("door", 27, Level::High)];
+    Contacts::new(&tests::header(contacts))
 }
 
 fn at(ms: u64) -> Instant {

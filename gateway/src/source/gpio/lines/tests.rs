@@ -4,27 +4,12 @@ use std::{os::unix::fs::PermissionsExt, path::PathBuf};
 
 use super::*;
 use crate::{
-    config::{GpioContact, Level, Report},
-    reading::{PointId, Segment},
+    config::Level,
+    source::gpio::tests::{contact, header},
 };
 
 fn open(chip: impl Into<PathBuf>) -> Trouble {
-    let contact = GpioContact {
-        state: PointId::parse("header/door").unwrap(),
-        events: PointId::parse("header/door-events").unwrap(),
-        line: 17,
-        active: Level::Low,
-        bias: Bias::PullUp,
-        debounce: Duration::from_millis(20),
-        report: Report::Off,
-    };
-    let gpio = Gpio {
-        name: Segment::parse("header").unwrap(),
-        chip: chip.into(),
-        poll: Duration::from_secs(1),
-        missed_polls: 3,
-        contacts: vec![contact],
-    };
+    let gpio = Gpio { chip: chip.into(), ..header(vec![contact("door", 17, Level::Low)]) };
     Header(gpio).open().expect_err("there is no chip")
 }
 
